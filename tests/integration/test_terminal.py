@@ -208,6 +208,31 @@ def test_control_c_leaves_a_usable_terminal(pair: Pair, terminal: Terminal, addr
     assert ended(terminal, "pane") == ["and on", "ENDED 0"]
 
 
+@pytest.mark.parametrize("goes_on", ["fg", "bg"])
+def test_control_z_leaves_a_usable_terminal(
+    pair: Pair, terminal: Terminal, address: str, seed: int, goes_on: str
+) -> None:
+    """The cursor is the shell's until the command is in the foreground again."""
+    file = pair.file("in.bin", 12 * MIB, seed)
+    terminal.open("pane")
+    terminal.type("pane", *sending(file, address, "--connections", 4, "--rate-limit", "1MiB/s"))
+    moving(terminal, "pane", 6)
+    assert not terminal.has_cursor("pane")
+    terminal.run("send-keys", "-t", "pane", "C-z")
+    wait_for(lambda: any("Stopped" in line for line in terminal.shows("pane")), "it is stopped")
+    assert terminal.has_cursor("pane")
+
+    terminal.run("send-keys", "-t", "pane", f"clear; {goes_on}", "Enter")
+    moving(terminal, "pane", 6)
+    assert terminal.has_cursor("pane") is (goes_on == "bg")
+
+    if goes_on == "bg":
+        terminal.run("send-keys", "-t", "pane", "fg", "Enter")
+    terminal.run("send-keys", "-t", "pane", "C-c")
+    wait_for(lambda: any(line.startswith("interrupted: ") for line in terminal.shows("pane")), "the end")
+    assert terminal.has_cursor("pane")
+
+
 def test_results_of_a_receiver_that_stays_go_above_what_still_runs(pair: Pair, terminal: Terminal, seed: int) -> None:
     """Two transfers at once: the end of one does not break the picture of the other."""
     terminal.open("pane")

@@ -17,6 +17,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -139,6 +140,24 @@ def on_signal(report: Callable[[int], None], overdue: Callable[[int], None] | No
     OVERDUE_SECONDS to report the result.
     """
     _on_first(report, overdue)
+
+
+def around_stop(leave: Callable[[], None], come_back: Callable[[], None]) -> None:
+    """Call `leave` before Ctrl-Z stops this process, and `come_back` when it goes on, both inside the handler.
+
+    Only the main thread can have that; in another one, and where the signal is ignored, nothing is called.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        leave()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # here the process stands still
+        signal.signal(number, handle)
+        come_back()
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, handle)
 
 
 def _on_first(act: Callable[[int], None], overdue: Callable[[int], None] | None) -> None:

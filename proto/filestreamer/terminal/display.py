@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from filestreamer.process import signals
 from filestreamer.process.log import on_terminal
 from filestreamer.process.threads import start_thread
 from filestreamer.telemetry.counters import TransferCounters
@@ -43,6 +44,7 @@ class ProgressDisplay:
         self._clock = clock
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._screen: Screen | None = None
 
     def start(self) -> None:
         """Start to show; a second call does nothing. Where no thread can be started, the log says so."""
@@ -54,6 +56,10 @@ class ProgressDisplay:
                 self._log.warning("progress_display_failed", reason=str(error))
             else:
                 self._thread = thread
+                if on_terminal():
+                    signals.around_stop(
+                        lambda: self._show_cursor(is_shown=True), lambda: self._show_cursor(is_shown=False)
+                    )
 
     def stop(self) -> None:
         """Show the last state, restore the terminal, and wait for the thread to end. Idempotent.
@@ -80,9 +86,14 @@ class ProgressDisplay:
         except Exception as error:  # noqa: BLE001 - the top of a thread
             self._log.warning("progress_display_failed", reason=f"{type(error).__name__}: {error}")
 
+    def _show_cursor(self, *, is_shown: bool) -> None:
+        if self._screen is not None and not self._stopping.is_set():
+            self._screen.show_cursor(is_shown=is_shown)
+
     def _output(self, on_screen: bool) -> "LogLines | Screen":
         if not on_screen:
             return LogLines(self._log)
         from filestreamer.terminal.screen import Screen
 
-        return Screen(self._direction)
+        self._screen = Screen(self._direction)
+        return self._screen

@@ -22,6 +22,7 @@ from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
+from filestreamer.process.background import is_writable
 from filestreamer.process.log import printable
 from filestreamer.settings.sizes import format_rate, format_size
 from filestreamer.terminal.views import ConnectionView, Direction, TransferView
@@ -64,6 +65,15 @@ class Screen:
         """Draw the transfers without their connections; this drawing stays on the terminal."""
         self._measure()
         self._draw(frame(views, self._direction, 2 * len(views)))
+
+    def show_cursor(self, *, is_shown: bool) -> None:
+        """Show the cursor, or hide it again, at once and without waiting: in the handler of a signal.
+
+        It is not hidden where the process goes on in the background: then it is the shell's.
+        """
+        with contextlib.suppress(OSError):
+            if is_writable(self._fd) and (is_shown or os.tcgetpgrp(self._fd) == os.getpgrp()):
+                os.write(self._fd, b"\x1b[?25h" if is_shown else b"\x1b[?25l")
 
     def _measure(self) -> None:
         # rich takes COLUMNS and LINES from the environment, which a window that is resized does not change.
