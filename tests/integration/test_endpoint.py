@@ -330,7 +330,8 @@ def test_a_receiver_that_stays_forgets_series_and_keeps_totals(pair: Pair, seed:
 def gateway(tmp_path: Path) -> Iterator[str]:
     """Run a real Pushgateway; return where."""
     port = free_port()
-    command = [program("prometheus-pushgateway"), f"--web.listen-address=127.0.0.1:{port}"]
+    # Debian's keeps what was pushed in a file of the machine, also what others pushed, unless it is told to keep none.
+    command = [program("prometheus-pushgateway"), f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="]
     with (tmp_path / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
