@@ -20,9 +20,14 @@ from receiver.disk.staging.readable import FinalFiles
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
+from receiver.memory.budget import Account
 from receiver.tree.mirror.extras import Extras, check_permitted, is_short
 from receiver.tree.mirror.mirror import ListedDirectory, Mirror
 
+OWN_BYTES: Final = 2 * limits.MIB
+"""Memory for names that is reserved with each transfer: a dry run has no data connections."""
+STEP_BYTES: Final = 256 * limits.KIB
+"""More of it is borrowed in steps of this size."""
 _SHORT: Final = (m.Standing.EXISTING, m.Standing.DECLINED)
 
 
@@ -39,6 +44,7 @@ class CheckTarget:
         output_name: bytes | None,
         *,
         is_in_use: Callable[[bytes], bool],
+        account: Account,
         counters: TransferCounters,
         report: Report,
         log: Any,
@@ -53,6 +59,8 @@ class CheckTarget:
         self.chunks = NoChunks("in a dry run, in which none is")
         self._offer = offer
         self._destination = destination
+        self._account = account
+        self._owned_bytes = OWN_BYTES
         self._counters = counters
         self._report = report
         self._log = log
@@ -90,6 +98,8 @@ class CheckTarget:
             raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, not with {self._entries}")
         if not self._entries:
             self._begin(part)
+        if self._mirror is not None:
+            self._borrow(self._mirror.table_bytes(len(part.entries)))
         for file_id, entry in enumerate(part.entries, part.first_file_id):
             yield from self._answer(file_id, entry)
         self._entries += len(part.entries)
@@ -98,6 +108,13 @@ class CheckTarget:
         if self._mirror is not None and part.last:
             yield from self._tell_extras(self._mirror.end())
         yield from self._messages.take()
+
+    def _borrow(self, most_bytes: int) -> None:
+        """Have so much memory for the names of directories that have not come whole. Raises TransferFailed(LIMIT)."""
+        while self._owned_bytes < most_bytes:
+            if not self._account.try_borrow(STEP_BYTES):
+                raise TransferFailed(Code.LIMIT, "this receiver has no memory left for a dry run with --delete")
+            self._owned_bytes += STEP_BYTES
 
     def _begin(self, part: m.ManifestPart) -> None:
         self.name = part.entries[0].path.partition(b"/")[0] if part.entries else b""

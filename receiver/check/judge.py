@@ -12,7 +12,7 @@ from receiver.check.room import Room
 from receiver.disk.attributes.stored_times import Likeness, StoredTimes
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
-from receiver.tree.mirror.removal import OPEN_DIRECTORY, opened
+from receiver.tree.mirror.removal import OPEN_DIRECTORY
 
 GROUPS_MOST: Final = 4096
 """Hard-link groups of which the first name is remembered; further names of older ones are judged as files."""
@@ -63,8 +63,8 @@ class Judge:
         """The space that is needed for what is new or differs."""
         self._times = StoredTimes(None)
         self._parent = _Parent(b"", destination.fd, True)
-        self._firsts: OrderedDict[int, tuple[bytes, Judgement]] = OrderedDict()
-        """The first names of hard-link groups, and how they stand."""
+        self._firsts: OrderedDict[int, tuple[os.stat_result | None, Judgement]] = OrderedDict()
+        """Hard-link groups: what has their first names, and how these stand. No paths, which the sender makes long."""
 
     def close(self) -> None:
         """Release the directory that was looked at last."""
@@ -93,7 +93,7 @@ class Judge:
             if is_further_name and judgement.standing is not Standing.SAME:
                 judgement = self._as_first(self._firsts[entry.hard_link_group][1], judgement)
             if entry.hard_link_group and not is_further_name:
-                self._note_group(entry, path, judgement)
+                self._note_group(entry, there, judgement)
             is_written = judgement.standing in (Standing.NEW, Standing.DIFFERS)
             if is_written and parent.is_read_only:
                 read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -134,7 +134,8 @@ class Judge:
     def _likeness(self, entry: Entry, there: os.stat_result, directory_fd: int) -> Likeness:
         """Compare what is there with a file, or with another name of one."""
         if self.is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
-            if self._is_link_of(there, self._firsts[entry.hard_link_group][0]):
+            first, _ = self._firsts[entry.hard_link_group]
+            if first is not None and os.path.samestat(there, first):
                 return Likeness.SAME
             # Of equal bytes, but not the same file: with --checksum, or where it may not be replaced, that is no
             # difference.
@@ -156,15 +157,8 @@ class Judge:
         what = "was left as it is (--existing)" if first.standing is Standing.LEFT else "can't be put in place"
         return Judgement(Standing.DECLINED, f"it is another name of a file that {what}")
 
-    def _is_link_of(self, there: os.stat_result, first: bytes) -> bool:
-        try:
-            with opened(self._destination.fd, first.split(b"/")[:-1]) as fd:
-                return os.path.samestat(there, os.stat(first.rpartition(b"/")[2], dir_fd=fd, follow_symlinks=False))
-        except OSError:
-            return False
-
-    def _note_group(self, entry: Entry, path: bytes, judgement: Judgement) -> None:
-        self._firsts[entry.hard_link_group] = (path, judgement)
+    def _note_group(self, entry: Entry, there: os.stat_result | None, judgement: Judgement) -> None:
+        self._firsts[entry.hard_link_group] = (there, judgement)
         if len(self._firsts) > GROUPS_MOST:
             self._firsts.popitem(last=False)
 

@@ -194,6 +194,7 @@ class TargetOpener:
                 offer,
                 *context.names.destination_for(is_alone=is_alone),
                 is_in_use=context.names.is_in_use,
+                account=context.account,
                 counters=context.counters,
                 report=context.report,
                 log=context.log,

@@ -9,7 +9,8 @@ from typing import Final
 
 from filestreamer.wire.digests import checksum
 
-FIRST_CELLS: Final = 1024
+FIRST_CELLS: Final = 16
+"""Few, as there may be thousands of tables at once: one for each directory that leads to an entry."""
 
 
 def empty_cells(count: int) -> "array[int]":

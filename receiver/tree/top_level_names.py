@@ -21,6 +21,8 @@ NAME_BYTES_MOST: Final = 32
 class Names:
     """A set of names that only grows, 16 to 32 bytes each (`receiver.tree.cells`)."""
 
+    __slots__ = ("_cells", "_count")
+
     def __init__(self) -> None:
         self._cells = empty_cells(FIRST_CELLS)
         self._count = 0
