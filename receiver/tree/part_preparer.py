@@ -35,13 +35,21 @@ from receiver.disk.staging.sweep import (
 )
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
+from receiver.memory.budget import Account
 from receiver.tree.commit.places import Places
 from receiver.tree.entries.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.part_table import PartTable
+from receiver.tree.top_level_names import Names
 
+KEYS_BYTES: Final = 64 * limits.KIB
+"""Memory for keys in staging that is reserved with each transfer."""
+STEMS: Final = 64
+"""Files that several shards wrote, of which the versions are known without borrowing."""
+STEM_BYTES: Final = 512
+"""What a further one takes."""
 RESUMED_FILES: Final = 64
 """Large files of an earlier run that are open at once to be re-hashed; any further one is received anew."""
 
@@ -58,6 +66,7 @@ class PartPreparer:
         *,
         archive: Archive,
         parts: PartTable,
+        account: Account,
         large_files: LargeFiles,
         rehasher: Rehasher,
         counters: TransferCounters,
@@ -75,6 +84,7 @@ class PartPreparer:
         self._entry_preparer = entry_preparer
         self._archive = archive
         self._parts = parts
+        self._account = account
         self._large_files = large_files
         self._rehasher = rehasher
         self._counters = counters
@@ -84,7 +94,7 @@ class PartPreparer:
         """Bytes of what the files of these parts replace."""
         self._freed_last: dict[Place, int] = {}
         """The least that one of these files frees by what it replaces."""
-        self._staged_keys: dict[Place, set[str]] = {}
+        self._staged_keys: dict[Place, Names] = {}
         """Keys of the ledgers that earlier runs left, by place; read when the first large file is looked for there."""
         self._stems: dict[Place, dict[str, set[str]]] = {}
         """Names of files that several shards wrote (`shared_names`), by the key of their path, by place."""
@@ -191,7 +201,7 @@ class PartPreparer:
         place = self._places.of(entry.path)
         key = staging_key(place.below(entry.path))
         self._discard_shared(place, key)
-        if key not in self._keys_in(place):
+        if os.fsencode(key) not in self._keys_in(place):
             return
         if state == CLAIMED and has_staged_bytes(place, place.below(entry.path)):
             state = FREE  # an earlier run began to send it, as it differs: what came is worth more
@@ -212,13 +222,13 @@ class PartPreparer:
             part_state.set(index, FREE)
         key = path_key(names.stem)
         self._discard_shared(place, key, names.stem if state == FREE else "")  # else the file is in place
-        if key in keys:
+        if os.fsencode(key) in keys:
             with place.staging_there() as staging_fd:
                 if staging_fd is not None:
                     discard_staged(staging_fd, place.below(entry.path))  # of a transfer that was no shard
         if state != FREE:
             return
-        is_staged = names.key in keys
+        is_staged = os.fsencode(names.key) in keys
         # Where the share is not sealed, no shard puts the file in place from now on; but one may have done so since
         # this one has looked for the file. To begin the file anew would be to wait for the other shards in vain.
         if (is_staged and self._large_files.take_sealed(part_state, index)) or self._entry_preparer.is_there(entry):
@@ -239,23 +249,37 @@ class PartPreparer:
                     for stem in needless:
                         discard_version(staging_fd, stem)
 
-    def _keys_in(self, place: Place) -> set[str]:
+    def _keys_in(self, place: Place) -> Names:
         """Return the keys of the ledgers that earlier runs left in a place. Raises TransferFailed."""
         if place not in self._staged_keys:
+            keys, stems = Names(), dict[str, set[str]]()
             try:
-                self._staged_keys[place] = staged_keys(place)
-            except (OSError, Obstacle) as error:
-                if isinstance(error, Obstacle) or place is not self._destination:
-                    self._staged_keys[place] = set()  # it can't be used: nothing is staged there
-                else:
+                self._note_keys(place, keys, stems)
+            except (OSError, Obstacle) as error:  # an Obstacle, and another place: nothing is staged there
+                if not isinstance(error, Obstacle) and place is self._destination:
                     what = f"can't look at the staging of {place.path}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
-            stems: dict[str, set[str]] = {}
-            for key in self._staged_keys[place]:
-                if "-" in key:
-                    stems.setdefault(path_key(key), set()).add(key.rpartition("-")[0])
-            self._stems[place] = stems
+            self._staged_keys[place], self._stems[place] = keys, stems
         return self._staged_keys[place]
+
+    def _note_keys(self, place: Place, keys: Names, stems: dict[str, set[str]]) -> None:
+        """Note the keys in a place, as many as there is memory for: files of the others are received anew.
+
+        Senders may have left any number of them. Shards go by all of them, or by none. Raises OSError, Obstacle,
+        TransferFailed(LIMIT).
+        """
+        leave_bytes = 3 * self._account.budget.total_bytes // 4  # this transfer and others need it to go on
+        for key in staged_keys(place):
+            is_shared = "-" in key
+            needed_bytes = keys.growth_bytes(1) if keys.table_bytes(1) > KEYS_BYTES else 0
+            needed_bytes += STEM_BYTES if is_shared and len(stems) >= STEMS else 0
+            if needed_bytes and not self._account.try_borrow(needed_bytes, leave_bytes=leave_bytes):
+                if self._shares is None:
+                    return
+                raise TransferFailed(Code.LIMIT, "this receiver has no memory left to find what is staged; retrying")
+            keys.add(os.fsencode(key))
+            if is_shared:
+                stems.setdefault(path_key(key), set()).add(key.rpartition("-")[0])
 
     def _drop_leftovers(self, path: bytes) -> None:
         try:

@@ -150,6 +150,7 @@ class TreeTarget:
             self._entry_preparer,
             archive=self._archive,
             parts=self._parts,
+            account=account,
             large_files=self._large_files,
             rehasher=rehasher,
             counters=counters,

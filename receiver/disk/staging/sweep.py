@@ -197,20 +197,21 @@ def _read_note(staging_fd: int, name: str) -> bytes:
 # ---------------------------------------------------------------------------------------- for one file of a transfer
 
 
-def staged_keys(place: Place) -> set[str]:
-    """Return the keys (`paths.staging_key`) of all files that earlier runs left a ledger of, in this place.
+def staged_keys(place: Place) -> Iterator[str]:
+    """Yield the keys (`paths.staging_key`) of all files that earlier runs left a ledger of, in this place.
 
-    Raises OSError where they can't be listed.
+    There may be any number of them. Raises OSError where they can't be listed.
     """
     try:
         staging_fd = patiently(lambda: place.open_staging(create=False))
     except (FileNotFoundError, TransferFailed):
-        return set()
+        return
     try:
-        names = patiently(lambda: os.listdir(staging_fd))
+        with patiently(lambda: os.scandir(staging_fd)) as found:
+            stems = (os.path.splitext(each.name) for each in found)
+            yield from (stem for stem, suffix in stems if suffix == LEDGER_SUFFIX)
     finally:
         os.close(staging_fd)
-    return {stem for stem, suffix in map(os.path.splitext, names) if suffix == LEDGER_SUFFIX}
 
 
 def has_staged_bytes(place: Place, path: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Large files of a tree: resumed, set aside and opened again, with holes, and closed when they are complete."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk.descriptors import DescriptorPool
 from receiver.disk.paths import staging_key
-from receiver.tree import open_files
+from receiver.disk.staging.sweep import staged_keys
+from receiver.tree import open_files, part_preparer
 from receiver.tree.commit import committer
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
@@ -46,6 +48,44 @@ def test_a_large_file_is_resumed(tmp_path: Path, transfer_of: TransferOf) -> Non
     assert bytes(range(200)) == (tmp_path / "t/large").read_bytes()
     assert transfer.counters.held_bytes == 128
     assert not (tmp_path / ".filestreamer").exists()
+
+
+def leave_ledgers(path: Path, count: int) -> None:
+    """Leave what looks like so many large files that were not finished."""
+    for number in range(count):
+        os.mknod(path / ".filestreamer" / f"{number:032x}.ledger")
+
+
+def test_files_that_were_not_finished_take_little_memory(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    leave_ledgers(tmp_path, 20_000)
+    tracemalloc.start()
+    try:
+        assert transfer.offer()
+        used_bytes, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used_bytes < 32 * 20_000
+    assert most_bytes < 96 * 20_000
+
+
+def test_a_file_is_received_anew_where_memory_lacks_to_know_of_all(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    first = transfer_of(tree)
+    first.offer()
+    assert first.send(m.Segment(1, 0, C))
+    others = [f"{number:032x}" for number in range(10_000)]
+    monkeypatch.setattr(part_preparer, "staged_keys", lambda place: [*others, *staged_keys(place)])
+    transfer = transfer_of(tree, memory_bytes=5 << 18)
+    assert transfer.offer() == [needed(1)]
+    transfer.send_all()
+    transfer.finish()
+    assert bytes(range(200)) == (tmp_path / "t/large").read_bytes()
 
 
 def test_a_large_file_is_closed_when_complete(
