@@ -1,7 +1,8 @@
 """A dry run with --to: asks the receiver how each entry stands there, and moves nothing (proto/README.md, "Dry runs").
 
 One control connection, and no data connection. The receiver answers part by part; each entry is shown when it is
-answered. With --checksum the receiver sends the digests of files of equal size, and this end compares them.
+answered. With --checksum, and where the destination keeps no times, the receiver sends the digests of files of equal
+size, and this end compares them.
 """
 
 import os
@@ -282,8 +283,8 @@ class Asking:
     # --- comparing
 
     def _compare(self, held: m.Held) -> None:
-        """Compare digests of the next file with the source."""
-        if not self._settings.checksum or held.file_id != self._next or held.unchecked or held.left or held.files:
+        """Compare digests of the next file with the source. Without --checksum, its time tells the receiver nothing."""
+        if held.file_id != self._next or held.unchecked or held.left or held.files:
             raise RemoteProtocolError(f"digests of file {held.file_id}, which nobody asked for")
         item = self._item(held.file_id)
         _, at, is_equal = self._compared or (held.file_id, 0, True)

@@ -288,6 +288,21 @@ def test_times_are_compared_as_the_destination_keeps_them(pair: Pair, whole_seco
     assert set(ask(pair, again, tree).lines.values()) == {"same"}
 
 
+def test_bytes_are_compared_where_no_file_can_tell_what_becomes_of_times(pair: Pair, whole_seconds: Path) -> None:
+    """As on a destination that keeps no times. A dry run makes no file there that has a name."""
+    tree, there = pair.source / "tree", whole_seconds / "tree"
+    for name, content in (("equal", b"content"), ("other", b"another")):
+        trees.write(tree / name, content)
+        trees.write(there / name, b"content", mtime_ns=1_600_000_000_000_000_000)
+    receiver = pair.receiver()
+    receiver.wait_for("listening")
+    subprocess.run(["chattr", "+i", str(there)], check=True)  # nor one that has none
+    answer = ask(pair, receiver, tree)
+    reason = "its directory can't be written"
+    assert answer.lines == {"tree": "same", "tree/equal": "same", f"tree/other: {reason}": "declined"}
+    assert answer.exit_code == 5
+
+
 def test_a_read_only_destination_is_named_as_that(pair: Pair, small: Path) -> None:
     tree = pair.source / "tree"
     trees.write(tree / "file", b"content")
