@@ -3,6 +3,7 @@
 The module is imported only where a push is asked for: http.client takes as long to import as a small transfer.
 """
 
+import contextlib
 import re
 import socket
 import threading
@@ -113,7 +114,9 @@ def _refusal(error: HTTPError) -> str:
     if 300 <= error.code < 400 and location:
         words = f"it redirects to {without_password(location)}: a push is not redirected, write that URL"
     else:
-        words = error.read(4 * ANSWER_CHARACTERS).decode(errors="replace")
+        words = ""
+        with contextlib.suppress(OSError, HTTPException):  # the status says enough, where its text is cut short
+            words = error.read(4 * ANSWER_CHARACTERS).decode(errors="replace")
     words = _shown(words)
     return f"HTTP {error.code} {error.reason}{': ' if words else ''}{words}"
 

@@ -214,6 +214,7 @@ def test_a_body_without_end_is_not_waited_for() -> None:
         (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "HTTP 401 Unauthorized"),
         (b"HTTP/1.1 503 Busy\r\n\r\n\x1b[2J" + b"x" * 5000, "HTTP 503 Busy: \\x1b[2J" + "x" * 193),
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 9\r\n\r\n", "HTTP 502 Bad"),
+        (b"HTTP/1.1 502 Bad\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nabc", "HTTP 502 Bad"),
         (b"SSH-2.0-OpenSSH_9.2p1\r\n", "what answers there does not speak HTTP: SSH-2.0-OpenSSH_9.2p1"),
         (b"", "it closed the connection without an answer"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200, "HTTPException: got more than 100 headers"),
