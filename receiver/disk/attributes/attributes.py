@@ -25,6 +25,7 @@ from filestreamer.wire.xattr_parts import FILE_SYSTEM_NAMES
 from receiver.disk.attributes import acl
 from receiver.disk.attributes.policy import AttributePolicy, AttributeReport
 from receiver.disk.attributes.stored_times import StoredTimes
+from receiver.disk.obstacles import BROKEN
 
 MODE_BITS: Final = 0o777
 """The bits of a sender's mode that are applied to everything."""
@@ -32,8 +33,10 @@ DIRECTORY_BITS: Final = stat.S_ISGID | stat.S_ISVTX
 """Bits of directories that are kept, too: from the entry, and from a directory that is there."""
 _PRIVILEGED_BITS: Final = stat.S_ISUID | stat.S_ISGID
 """Bits of files that run them as their owner."""
-_FATAL: Final = (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""Errors of the disk, which end the transfer; in an attribute's own place (ENOSPC, EDQUOT of xattrs) they don't."""
+_BROKEN: Final = BROKEN | {errno.EROFS}
+"""Errors of the disk, which end the transfer, whatever was to be set."""
+_FATAL: Final = _BROKEN | {errno.ENOSPC, errno.EDQUOT}
+"""Those of an owner. Extended attributes have a place of their own: that it is full says nothing of the disk."""
 _ABSENT: Final = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 _CAPABILITY: Final = b"security.capability"
 _FLAG: Final = "--allow-privileged"
@@ -237,6 +240,8 @@ class Attributes:
             try:
                 os.setxattr(this, acl.ACCESS, value)
             except OSError as error:
+                if error.errno in _BROKEN:
+                    raise
                 reasons.append(f"its ACL is not set: {error.strerror or error}")
                 # The group bits of the mode are the most that the ACL gives anybody: the owning group may have less.
                 return acl.narrowed(mode, value)
@@ -336,7 +341,7 @@ def _try(this: This, failed: dict[bytes, str], name: bytes, change: Callable[[],
     except OSError as error:
         if error.errno == errno.ENODATA:  # another process removed it first
             return
-        if error.errno in (errno.EIO, errno.EROFS):
+        if error.errno in _BROKEN:
             raise
         failed[name] = error.strerror or str(error)
 

@@ -15,6 +15,8 @@ import stat
 import struct
 from typing import Final
 
+from receiver.disk.obstacles import BROKEN
+
 _GETFLAGS: Final = 0x80086601
 _FSGETXATTR: Final = 0x801C581F
 _FSSETXATTR: Final = 0x401C5820
@@ -30,7 +32,7 @@ _XFLAGS: Final = 0x100 | _PROJECT | _EXTENT_SIZE | 0x2000 | 0x8000 | _COW_EXTENT
 """Flags of FS_IOC_FSGETXATTR that files get: realtime, project, extent sizes, nodefrag, dax."""
 _XATTRS: Final = ("system.posix_acl_default", "btrfs.compression", "lustre.lov", "trusted.lov")
 """Extended attributes of a directory that say what its files get."""
-_FATAL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_FATAL: Final = BROKEN | {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 HandedDown = tuple[object, ...]
 

@@ -11,12 +11,13 @@ from filestreamer.wire.messages import Deletion, Finish, SkipKind
 from filestreamer.wire.patterns import matcher
 from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.obstacles import BROKEN
 from receiver.disk.paths import check_path
 from receiver.tree.mirror.mirror import ListedDirectory
 from receiver.tree.mirror.removal import Removal, Remove, opened
 
 _NOT_AT_A_ROOT: Final = b"lost+found"
-_FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_FATAL: Final = BROKEN | {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that say nothing of one entry: the transfer ends."""
 _HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
 """Kinds of entries that were left out although the manifest and the destination agree on their names."""

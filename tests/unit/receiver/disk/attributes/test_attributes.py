@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Sequence
@@ -335,6 +336,19 @@ def test_without_its_acl_a_file_gives_its_group_no_more(file: Path, monkeypatch:
     setter = Setter([m.Xattr(acl.ACCESS, NARROW_GROUP)])
     assert setter.file(file, entry(mode=0o660)) == 0o600
     assert setter.told()[0][0].reason == "its ACL is not set: Operation not supported"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.ESTALE])
+@pytest.mark.parametrize("xattr", [m.Xattr(acl.ACCESS, NARROW_GROUP), user("a")], ids=["acl", "user"])
+def test_an_attribute_that_a_failing_disk_does_not_take_ends_the_transfer(
+    file: Path, monkeypatch: pytest.MonkeyPatch, xattr: m.Xattr, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "setxattr", fail)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        Setter([xattr]).file(file, entry(mode=0o660))
 
 
 @pytest.mark.parametrize("value", [b"", b"\2\0\0\0", NARROW_GROUP[:-3], bytes(1000)])
