@@ -5,6 +5,7 @@ A single file is not a tree: it is listed at once, without the thread, and so is
 When the walk has ended, the thread lists files again that changed while they were sent, as soon as they are quiet.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -14,7 +15,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from filestreamer.process.threads import run_to_end
-from filestreamer.wire.errors import Code, UsageError, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from filestreamer.wire.tree_shares import TreeShares
 from sender.listing.changed_files import ChangedFile, list_quiet
@@ -207,7 +208,17 @@ def _is_plain_file(paths: tuple[str, ...]) -> bool:
         try:
             is_directory.append(stat.S_ISDIR(os.stat(path).st_mode))
         except OSError as error:
-            raise from_os_error(error, Code.SOURCE, f"can't read {path}") from None
+            raise _with_hint(from_os_error(error, Code.SOURCE, f"can't read {path}"), path, error) from None
         if not is_directory[-1]:
             check_readable(os.fsencode(path))
     return is_directory == [False]
+
+
+def _with_hint(failure: TransferFailed, path: str, error: OSError) -> TransferFailed:
+    """Add how to fetch what is on another machine, to the error of a path that is not there and looks like that."""
+    from filestreamer.ssh.remote import is_remote  # few runs need it
+
+    if error.errno != errno.ENOENT or not is_remote(path):
+        return failure
+    reason = f"{failure.reason}: what is on another machine, the receiver fetches: filestreamer-receiver --from {path}"
+    return TransferFailed(failure.code, reason)

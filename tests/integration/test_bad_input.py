@@ -49,6 +49,14 @@ def test_missing_source(pair: Pair) -> None:
     assert message == f"can't read {file}: No such file or directory"
 
 
+@pytest.mark.parametrize("path", ["nas:x", "alice@nas:photos/2024", "ssh://nas:2222/srv"])
+def test_a_path_of_another_machine_is_for_the_receiver_to_fetch(pair: Pair, path: str) -> None:
+    """As with scp, which takes such a path on either side."""
+    message = pair.start("sender", path, "--to", NOBODY).fails(4, "source")
+    assert message.startswith(f"can't read {path}: No such file or directory: ")
+    assert message.endswith(f"filestreamer-receiver --from {path}")
+
+
 def test_unreadable_source(pair: Pair, obeying_modes: list[str]) -> None:
     file = pair.file("f", 10)
     file.chmod(0)
@@ -82,7 +90,7 @@ def test_source_is_no_file(pair: Pair, kind: str, tmp_path: Path) -> None:
                 os.chdir(here)
     else:
         path = Path(os.devnull)
-    assert str(path) in pair.sender(path, NOBODY).fails(4, "source")
+    assert str(path) in pair.start("sender", path, "--to", NOBODY).fails(4, "source")
 
 
 @pytest.mark.parametrize("how", ["grows", "shrinks", "touched", "replaced", "removed"])
