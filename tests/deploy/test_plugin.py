@@ -50,7 +50,7 @@ from tests.support.kubernetes import (
     role_of,
     selectors_of,
 )
-from tests.support.services import free_port
+from tests.support.services import HANG, held_port
 
 PLUGIN: Final = TOP / "kubectl-filestreamer"
 TOKEN: Final = "t" * 64
@@ -1171,16 +1171,16 @@ def _start(job: Object, folder: Path, volume: Path, port: int, index: int) -> su
 def _move(home: Path, command: str, *options: str) -> tuple[set[int], str]:
     """Run the pods of a command; return the exit codes of both sides, and what the senders print."""
     jobs = jobs_of(rendered(command, "a/x", "b/x", *options))
-    port = free_port()
     for name in ("source", "destination"):
         (home / name).mkdir(exist_ok=True)
     count = jobs["sender"]["spec"].get("completions", 1)
-    pods = [_start(jobs["sender"], home, home / "source", port, index) for index in range(count)]
-    receiving = _start(jobs["receiver"], home, home / "destination", port, 0)
-    printed = "".join(pod.communicate(timeout=40)[0] for pod in pods)
-    if command == "verify":
-        receiving.terminate()  # as the plugin does
-    receiving.communicate(timeout=40)
+    with held_port() as port:
+        pods = [_start(jobs["sender"], home, home / "source", port, index) for index in range(count)]
+        receiving = _start(jobs["receiver"], home, home / "destination", port, 0)
+        printed = "".join(pod.communicate(timeout=HANG)[0] for pod in pods)
+        if command == "verify":
+            receiving.terminate()  # as the plugin does
+        receiving.communicate(timeout=HANG)
     return {pod.returncode for pod in (*pods, *([receiving] if command == "copy" else []))}, printed
 
 

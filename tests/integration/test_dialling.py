@@ -168,7 +168,7 @@ def test_the_same_command_resumes_what_was_killed(pair: Pair, dials: str, killed
     """Whichever service is killed and started again, the other one goes on, and what is there is not sent again."""
     file = pair.file("f", 4 * MIB)
     slow = ("--rate-limit", "2MiB/s", "--chunk-size", "64KiB", "--connections", 2)
-    port = pair.address(listening_once(pair))
+    port = f"127.0.0.1:{pair.port()}"
     if dials == RECEIVER:
         services = {
             SENDER: lambda: listening_sender(pair, file, "--once", *slow, listen=port),
@@ -200,15 +200,6 @@ def test_the_same_command_resumes_what_was_killed(pair: Pair, dials: str, killed
     ]
     assert sent["held_bytes"] > 0
     assert sent["transfer_id"] == received["transfer_id"]
-
-
-def listening_once(pair: Pair) -> Service:
-    """Return a service that has found a free port, and has ended: its address may be used again."""
-    service = pair.receiver()
-    pair.address(service)
-    service.signal(signal.SIGKILL)
-    service.wait()
-    return service
 
 
 # --- a sender that listens
@@ -316,7 +307,7 @@ def test_idle_timeout(pair: Pair) -> None:
 
 
 def test_a_receiver_waits_for_its_sender_and_gives_up(pair: Pair) -> None:
-    address = pair.address(listening_once(pair))
+    address = f"127.0.0.1:{pair.port()}"
     receiver = connecting_receiver(pair, address, "--give-up-after", "1")
     message = receiver.fails(1, "timeout")
     assert "gave up after 1 s" in message
@@ -324,7 +315,7 @@ def test_a_receiver_waits_for_its_sender_and_gives_up(pair: Pair) -> None:
 
 
 def test_a_receiver_that_is_started_first(pair: Pair) -> None:
-    address = pair.address(listening_once(pair))
+    address = f"127.0.0.1:{pair.port()}"
     file = pair.file("f", 1000)
     receiver = connecting_receiver(pair, address)
     receiver.wait_for("cannot_connect")

@@ -20,10 +20,7 @@ from tests.integration.test_moves import needs_ipv6
 from tests.support.processes import descriptors, peak_bytes, thread_count
 from tests.support.prometheus import program, wait_for
 from tests.support.scrape import METRICS, get, metrics_address, scrape
-from tests.support.services import HANG, UNIT, Pair, Service, free_port, held_port, same
-
-SOON_SECONDS = 2 * UNIT
-"""Within which a scrape gets through, and a linger that is cut short has ended, on a machine that has much to do."""
+from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
 
 
 def connect(address: str) -> socket.socket:
@@ -113,15 +110,16 @@ def test_an_attack_disturbs_neither_scrapes_nor_the_transfer(pair: Pair, seed: i
     get(address, "/metrics")  # what it takes to answer is imported by now
     before, memory = len(descriptors(service.process.pid)), peak_bytes(service.process.pid)
     with Attack(address) as attack:
-        for _ in range(5):
+        scrapes = 0
+        while scrapes < 5 or attack.rounds < 5:
             begun = time.monotonic()
             while True:
                 with contextlib.suppress(OSError):
-                    get(address, "/metrics")
+                    get(address, "/metrics", seconds=UNIT)
                     break
-                assert time.monotonic() - begun < SOON_SECONDS, "no scrape gets through"
+                assert time.monotonic() - begun < HANG, "no scrape gets through"
+            scrapes += 1
         assert thread_count(service.process.pid) < 60
-        assert attack.rounds > 4
     grown = peak_bytes(service.process.pid) - memory
     assert grown < 8 * limits.MIB, f"it grew by {grown} bytes"
     wait_for(lambda: len(descriptors(service.process.pid)) <= before, "no descriptor is left")
@@ -239,7 +237,7 @@ def test_an_address_without_a_port_is_an_error(pair: Pair, command: str, value: 
 
 def test_a_sender_is_ready_when_it_has_its_receiver(pair: Pair, seed: int) -> None:
     file = pair.file("f", 4 * limits.MIB, seed)
-    port = free_port()
+    port = pair.port()
     sender = pair.sender(file, f"127.0.0.1:{port}", "--rate-limit", "2MiB/s", *METRICS)
     address = metrics_address(sender)
     sender.wait_for("cannot_connect")
@@ -267,7 +265,7 @@ def test_last_values_are_served_and_a_signal_ends_that(pair: Pair, seed: int) ->
         assert seen.value("transfer_acknowledged_bytes") == 100_000
         assert seen.value("transfers_total", result="complete") == 1
         service.signal(signal.SIGTERM)
-        assert service.wait(SOON_SECONDS) == 0
+        assert service.wait() == 0
 
 
 def test_a_signal_that_another_thread_takes_ends_the_linger(pair: Pair, seed: int) -> None:
@@ -280,7 +278,7 @@ def test_a_signal_that_another_thread_takes_ends_the_linger(pair: Pair, seed: in
     assert other != pid
     assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
 
-    assert sender.wait(SOON_SECONDS) == 0
+    assert sender.wait() == 0
 
 
 def test_a_signal_during_the_transfer_leaves_no_linger(pair: Pair, seed: int) -> None:
@@ -305,7 +303,7 @@ def test_a_failed_transfer_lingers_and_keeps_its_exit_code(pair: Pair, seed: int
     assert sum(value for labels, value in scrape(sender).samples("transfers_total")) == 1
     sender.signal(signal.SIGINT)
 
-    assert sender.wait(SOON_SECONDS) == code
+    assert sender.wait() == code
 
 
 def test_a_receiver_that_stays_forgets_series_and_keeps_totals(pair: Pair, seed: int) -> None:
@@ -329,10 +327,10 @@ def test_a_receiver_that_stays_forgets_series_and_keeps_totals(pair: Pair, seed:
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[str]:
     """Run a real Pushgateway; return where."""
-    port = free_port()
-    # Debian's keeps what was pushed in a file of the machine, also what others pushed, unless it is told to keep none.
-    command = [program("prometheus-pushgateway"), f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="]
-    with (tmp_path / "gateway.log").open("wb") as log:
+    with held_port() as port, (tmp_path / "gateway.log").open("wb") as log:
+        # Debian's keeps what was pushed in a file of the machine, by default: what other tests pushed was there, too.
+        options = (f"--web.listen-address=127.0.0.1:{port}", "--persistence.file=")
+        command = [program("prometheus-pushgateway"), *options]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for(lambda: _is_ready(f"127.0.0.1:{port}"), "the gateway")

@@ -11,7 +11,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.limits import KIB
 from tests.support.exchange import deliver
 from tests.support.peer import RawReceiver, RawSender, Sample, read_chunk
-from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, free_port, impatient
+from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient
 
 GIVE_UP = 0.3 * UNIT
 
@@ -33,7 +33,7 @@ def test_the_name_of_a_receiver(pair: Pair) -> None:
 
 
 def test_a_port_without_a_listener(pair: Pair) -> None:
-    port = free_port()
+    port = pair.port()
     message = gives_up(pair, f"127.0.0.1:{port}")
     assert f"127.0.0.1:{port}" in message
     assert "refused" in message
@@ -102,7 +102,7 @@ BOUNDS = {**EACH_TICK, FIRST: 0.2 * UNIT, LATER: 100 * UNIT}
 
 def interrupted(pair: Pair, *args: object) -> Service:
     """Return a sender whose receiver was killed after it had acknowledged some chunks."""
-    receiver = pair.receiver(listen=f"127.0.0.1:{free_port()}")
+    receiver = pair.receiver()
     file = pair.file("f", 512 * KIB)
     slowly = ("--rate-limit", "64KiB", "--chunk-size", "16KiB")
     sender = pair.start("sender", file, "--to", pair.address(receiver), *slowly, *args, **impatient("sender", BOUNDS))
@@ -124,7 +124,7 @@ def test_what_has_begun_waits_longer(pair: Pair) -> None:
 
 
 def test_what_has_not_begun_does_not(pair: Pair) -> None:
-    to = f"127.0.0.1:{free_port()}"
+    to = f"127.0.0.1:{pair.port()}"
     sender = pair.start("sender", pair.file("f", KIB), "--to", to, **impatient("sender", BOUNDS))
     assert f"gave up after {BOUNDS[FIRST]:g} s" in sender.fails(1, "timeout")
 

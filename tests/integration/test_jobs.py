@@ -18,7 +18,7 @@ from filestreamer.wire.limits import KIB
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest, shard_of
 from tests.support.dialling_peer import DiallingReceiver
 from tests.support.peer import RawReceiver, RawSender, Sample
-from tests.support.services import Pair, Service, free_port, impatient, inject, same
+from tests.support.services import Pair, Service, impatient, inject, same
 
 TOKEN = {"FILESTREAMER_TOKEN": "a token that both sides of all jobs have"}
 RETURN = {"receiver.server.run.RETURN_SECONDS": 2, "receiver.transfer.coordinator.JOB_COMPLETE_SECONDS": 2}
@@ -298,7 +298,7 @@ def test_a_sender_that_ends_for_good_before_it_connects(pair: Pair) -> None:
 
 
 def test_the_receiver_of_such_a_sender_may_start_later(pair: Pair) -> None:
-    port = free_port()
+    port = pair.port()
     sender = sends(pair, str(pair.source / "missing"), f"127.0.0.1:{port}")
     receiver = of_job(pair, port=port, bounds={})
     receiver.fails(4, "source")
@@ -432,7 +432,7 @@ ABSENT = {"sender.presence.ABSENT_SECONDS": 2}
 def test_a_sender_whose_receiver_is_gone(pair: Pair) -> None:
     """Both causes are named: it has ended, or can't be reached."""
     how = impatient("sender", ABSENT, TOKEN)
-    to = f"127.0.0.1:{free_port()}"
+    to = f"127.0.0.1:{pair.port()}"
     sender = pair.start("sender", pair.file("f", 1000), "--to", to, "--job", "photos", *FOR_EVER, **how)
     message = sender.fails(6, "absent")
     assert "it has ended" in message
@@ -450,7 +450,7 @@ def test_a_sender_whose_receiver_goes_during_the_transfer(pair: Pair) -> None:
 
 def test_a_dry_run_whose_receiver_is_gone(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
-    to = f"127.0.0.1:{free_port()}"
+    to = f"127.0.0.1:{pair.port()}"
     asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--job", "photos", *FOR_EVER)
     message = pair.start(*asking, **how).fails(6, "absent")
     assert "it has ended" in message
@@ -459,14 +459,14 @@ def test_a_dry_run_whose_receiver_is_gone(pair: Pair) -> None:
 
 def test_without_a_job_a_dry_run_waits_as_long_as_it_is_told(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
-    to = f"127.0.0.1:{free_port()}"
+    to = f"127.0.0.1:{pair.port()}"
     asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--give-up-after", "4")
     pair.start(*asking, **how).fails(1, "timeout")
 
 
 def test_without_a_job_a_sender_waits_as_long_as_it_is_told(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
-    to = f"127.0.0.1:{free_port()}"
+    to = f"127.0.0.1:{pair.port()}"
     pair.start("sender", pair.file("f", 1000), "--to", to, "--give-up-after", "4", **how).fails(1, "timeout")
 
 
@@ -500,7 +500,7 @@ def test_a_listening_sender_that_stays_or_has_no_job_may_be_tried_again(pair: Pa
 
 
 def test_a_receiver_that_finds_no_sender_to_dial(pair: Pair) -> None:
-    message = fetches(pair, f"127.0.0.1:{free_port()}", "--give-up-after", "1").fails(6, "absent")
+    message = fetches(pair, f"127.0.0.1:{pair.port()}", "--give-up-after", "1").fails(6, "absent")
     assert "it has ended" in message
     assert "can't be reached" in message
 

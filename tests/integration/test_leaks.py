@@ -13,7 +13,7 @@ from filestreamer.wire.errors import Code
 from tests.support.peer import Link, RawSender, Sample, TreeSample, ack, acknowledged
 from tests.support.processes import descriptors, thread_count
 from tests.support.scrape import METRICS, scrape
-from tests.support.services import HANG, Pair, Service
+from tests.support.services import HANG, UNIT, Pair, Service
 
 CHUNK: Final = 4 * limits.KIB
 ROUNDS: Final = 4
@@ -25,7 +25,7 @@ def sample(name: bytes = b"sample.bin") -> Sample:
 
 
 def another_name() -> bytes:
-    """Return a name that no round before had: the receiver may not have noticed yet that their connections are gone."""
+    """Return a name that no round before had: the receiver may not have noticed their end yet, or releases theirs."""
     return b"%d" % next(NUMBERS)
 
 
@@ -53,7 +53,7 @@ def offered(peer: RawSender, tree: TreeSample, parts: int | None = None) -> Link
 
 
 def aborted(link: Link) -> None:
-    """Read up to Abort, and up to the end behind it, at which the names are released."""
+    """Read up to Abort, and up to the end behind it."""
     while not isinstance(link.read(), m.Abort):
         pass
     link.ends()
@@ -71,14 +71,14 @@ def no_manifest(peer: RawSender) -> None:
 
 
 def half_a_file(peer: RawSender) -> None:
-    control = peer.offer(sample())
+    control = peer.offer(sample(another_name()))
     control.expect(m.Needed)
     data = peer.data()
     data.send_raw(sample().chunk(0) + sample().chunk(1))
     acknowledged(data, 2)
     data.send_raw(sample().chunk(2)[:-100])
     control.send(m.Abort(Code.SOURCE, "enough"))
-    control.rest()  # up to its end, at which the name is released: the next round is not refused with BUSY
+    control.rest()
 
 
 def a_share(peer: RawSender) -> None:
@@ -106,7 +106,7 @@ def a_stream(peer: RawSender) -> None:
 
 
 def a_wrong_digest_of_a_file(peer: RawSender) -> None:
-    control = peer.offer(sample())
+    control = peer.offer(sample(another_name()))
     data = peer.data()
     control.expect(m.Needed)
     for at in range(5):
@@ -210,7 +210,7 @@ def taken(receiver: Service) -> tuple[int, int, float]:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_what_ended_badly_leaves_nothing(pair: Pair, way: Callable[[RawSender], None]) -> None:
-    receiver = pair.receiver("--anonymous", "--give-up-after", 1, *METRICS)
+    receiver = pair.receiver("--anonymous", "--give-up-after", 0.5 * UNIT, *METRICS)
     address = pair.address(receiver)
     pair.sender(pair.file("first", 3000), address).succeeds()
     before = steady_resources(receiver, (1 << 10, 1 << 10, 0.0))

@@ -20,6 +20,7 @@ from filestreamer.wire.limits import KIB
 from filestreamer.wire.opening import ReceiverOpening
 from tests.support.peer import NO_RUNS, Link, RawReceiver, RawSender, Sample, TreeSample, acknowledged, read_chunk
 from tests.support.services import Pair, Service
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -587,7 +588,7 @@ def test_a_receiver_refuses_who_needs_what_it_does_not_know(pair: Pair, name: st
         assert refusal.code is Code.POLICY
         assert later in refusal.reason
         link.ends()
-    assert receiver.times("connection_refused") == 1
+    until(lambda: receiver.times("connection_refused") == 1, "it is told once")
 
 
 def test_a_sender_needs_no_feature_for_one_file(pair: Pair) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.integration.test_moves import own_address, printed_command, run_as_printed
 from tests.support.certificates import Authority, Pem, openssl
-from tests.support.services import HANG, PRIVATE, UNIT, Pair, Service, free_port, same
+from tests.support.services import HANG, PRIVATE, UNIT, Pair, Service, same
 
 TOKEN = "a token of these tests"
 SOMEBODY = 12345
@@ -60,7 +60,7 @@ def test_the_same_user_types_nothing(pair: Pair, runtime: Path, listen: str) -> 
 def test_both_at_once_with_nothing_there(pair: Pair, runtime: Path) -> None:
     """A sender that was first finds the token that its receiver has made meanwhile."""
     file = pair.file("f", 100_000)
-    port = free_port()
+    port = pair.port()
     sender = pair.sender(file, f"127.0.0.1:{port}", env=own(runtime))
     sender.wait_for("cannot_connect")
     receiver = pair.receiver("--once", listen=f"127.0.0.1:{port}", env=own(runtime))
@@ -434,7 +434,7 @@ def test_a_password_goes_to_no_other_address(pair: Pair, status: int) -> None:
 
 def test_with_standard_error_closed_no_token_is_among_the_results(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    port = free_port()
+    port = pair.port()
     command = [sys.executable, "-P", "-m", "receiver", "--listen", f"0.0.0.0:{port}", "--metrics", "off"]
     with out.open("wb") as stdout:
         receiver = subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], stdout=stdout, cwd=tmp_path)

@@ -24,7 +24,7 @@ from filestreamer.wire.opening import SenderOpening, random_id
 from tests.support.certificates import HERE, Authority, Pem, make_key, openssl
 from tests.support.peer import Ended, Link, RawSender
 from tests.support.relay import Relay
-from tests.support.services import HANG, Pair, Service, free_port, same
+from tests.support.services import HANG, Pair, Service, same
 from tests.support.staging import Staging
 
 TOKEN = "a token that is long enough"
@@ -260,7 +260,7 @@ def test_no_fall_back_to_clear_text(pair: Pair, pki: Certificates) -> None:
 def test_receiver_that_turns_clear_text_meanwhile(pair: Pair, pki: Certificates) -> None:
     """A receiver that is replaced by one without TLS gets nothing from the running sender."""
     file = pair.file("f", 8 * MIB)
-    port = free_port()
+    port = pair.port()
     first = pair.receiver(*pki.receiver.shown, listen=f"127.0.0.1:{port}")
     sender = pair.sender(
         file, f"127.0.0.1:{port}", *pki.ours.trusted, "--rate-limit", "4MiB/s", "--chunk-size", "64KiB"
@@ -468,7 +468,7 @@ def test_receiver_that_checks_senders_needs_a_certificate(pair: Pair, pki: Certi
 def test_resumed_after_the_receiver_was_killed(pair: Pair, pki: Certificates) -> None:
     """The running sender finds the restarted receiver; what was acknowledged is not sent again."""
     file = pair.file("f", 24 * MIB)
-    port = free_port()
+    port = pair.port()
     shown = (*pki.receiver.shown, *pki.ours.trusted)
     first = pair.receiver(*shown, listen=f"127.0.0.1:{port}")
     flags = (*pki.ours.trusted, *pki.sender.shown, "--rate-limit", "12MiB/s", "--chunk-size", "256KiB")

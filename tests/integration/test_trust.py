@@ -20,7 +20,7 @@ from filestreamer.wire.sockets.certificate import make_ephemeral
 from tests.integration.test_moves import own_address, printed_command, run_as_printed
 from tests.support.certificates import Authority, Pem
 from tests.support.relay import Relay
-from tests.support.services import Pair, Service, free_port, same
+from tests.support.services import Pair, Service, same
 from tests.support.staging import Staging
 from tests.support.waiting import until
 
@@ -157,7 +157,7 @@ def test_a_receiver_that_asks_for_no_token_is_not_trusted(pair: Pair, env: dict[
 
 def test_a_receiver_that_is_started_anew(pair: Pair) -> None:
     """It has another certificate then: the token vouches for that one, too."""
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{pair.port()}"
     first = pair.receiver("--tls", listen=listen, env=token(LONG))
     pair.address(first)
     file = pair.file("f", SIZE)
@@ -265,7 +265,7 @@ def test_a_ca_decides_instead_of_the_token(pair: Pair, pki: Certificates) -> Non
 
 
 def test_a_pinned_receiver_that_is_started_anew_is_another_one(pair: Pair) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{pair.port()}"
     first = pair.receiver("--tls", listen=listen)
     pair.address(first)
     file = pair.file("f", SIZE)

@@ -75,6 +75,10 @@ class ListeningSender:
         for link in self._links:
             link.close()
 
+    def patience(self, seconds: float) -> None:
+        """Wait no longer than this for connections from now on: `accept` raises TimeoutError."""
+        self._listener.settimeout(seconds)
+
     def accept(self) -> Link:
         """Accept a connection, and no more."""
         link = Link(self._listener.accept()[0])

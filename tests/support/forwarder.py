@@ -32,12 +32,13 @@ class Forwarder:
         self._threads: list[threading.Thread] = []
         self.carried_bytes = 0
         """Bytes so far, both directions."""
+        self._has_ended = False
         self._start(self._accept)
 
     def _start(self, run: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=run, args=args, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
         return thread
 
     def cut(self) -> int:
@@ -63,6 +64,8 @@ class Forwarder:
         with client, server:
             with self._mutex:
                 self._open.add((client, server))
+                if self._has_ended:  # while it was connected
+                    _reset(client, server)
             back = self._start(self._pump, server, client)
             self._pump(client, server)
             back.join()
@@ -85,6 +88,8 @@ class Forwarder:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with self._mutex:
+            self._has_ended = True
         self.cut()
         for thread in self._threads:
             thread.join(HANG)

@@ -130,9 +130,9 @@ class Relay:
 
     def _start(self, body: object, *args: object) -> None:
         thread = threading.Thread(target=body, args=args, name="relay", daemon=True)  # type: ignore[arg-type]
-        with self._lock:
+        with self._lock:  # started in it: the end of the block joins what it finds
+            thread.start()
             self._threads.append(thread)
-        thread.start()
 
     def _accept(self) -> None:
         while not self._ended:
@@ -160,6 +160,8 @@ class Relay:
         carried = Carried(client, server)
         with self._lock:
             self._carried.append(carried)
+        if self._ended:  # while it was connected: who ends the block has not seen it
+            carried.reset()
         self._start(self._copy, client, server, carried.up)
         self._copy(server, client, carried.down)
 

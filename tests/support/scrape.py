@@ -46,10 +46,10 @@ class Scrape:
         return value
 
 
-def get(address: str, path: str, accept: str = "") -> tuple[str, str]:
+def get(address: str, path: str, accept: str = "", seconds: float = HANG) -> tuple[str, str]:
     """Get a path of a metrics port; return the body and its content type. Raises urllib's HTTPError."""
     request = urllib.request.Request(f"http://{address}{path}", headers={"Accept": accept} if accept else {})
-    with urllib.request.urlopen(request, timeout=HANG) as response:
+    with urllib.request.urlopen(request, timeout=seconds) as response:
         return response.read().decode(), response.headers["Content-Type"]
 
 

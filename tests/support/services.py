@@ -278,6 +278,7 @@ class Pair:
         for directory in (self.source, self.destination, self.logs):
             directory.mkdir()
         self._services: list[Service] = []
+        self._ports = contextlib.ExitStack()
 
     def start(
         self,
@@ -307,9 +308,10 @@ class Pair:
         self._services.append(service)
         return service
 
-    def receiver(self, *args: object, listen: str = "127.0.0.1:0", env: Mapping[str, str] | None = None) -> Service:
-        """Start a receiver into `destination`."""
-        return self.start("receiver", "--listen", listen, "--directory", self.destination, *args, env=env)
+    def receiver(self, *args: object, listen: str | None = None, env: Mapping[str, str] | None = None) -> Service:
+        """Start a receiver into `destination`, by default on a port that nobody else gets when it has ended."""
+        at = listen or f"127.0.0.1:{self.port()}"
+        return self.start("receiver", "--listen", at, "--directory", self.destination, *args, env=env)
 
     def sender(self, file: Path, to: str, *args: object, env: Mapping[str, str] | None = None) -> Service:
         """Start a sender."""
@@ -319,6 +321,10 @@ class Pair:
     def address(receiver: Service) -> str:
         """Wait until a receiver listens; return HOST:PORT."""
         return str(receiver.wait_for("listening")["address"])
+
+    def port(self) -> int:
+        """Return a port of 127.0.0.1 on which nobody listens, and nobody will who is not told its number."""
+        return self._ports.enter_context(held_port())
 
     def received(self) -> list[str]:
         """Every name in the destination, the staging directory included."""
@@ -332,6 +338,7 @@ class Pair:
         """End what still runs."""
         for service in self._services:
             service.end()
+        self._ports.close()
 
 
 @contextlib.contextmanager
@@ -367,12 +374,6 @@ def same(a: Path, b: Path) -> bool:
             if block != right.read(1 << 22):
                 return False
     return True
-
-
-def free_port() -> int:
-    """Return a port on loopback that nobody listens on right now."""
-    with held_port() as port:
-        return port
 
 
 @contextlib.contextmanager

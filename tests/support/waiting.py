@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from tests.support.services import HANG
+from tests.support.services import HANG, UNIT
 
 
 def until(holds: Callable[[], object], what: str, seconds: float = HANG) -> None:
@@ -12,3 +12,15 @@ def until(holds: Callable[[], object], what: str, seconds: float = HANG) -> None
     while not holds():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.01)
+
+
+def with_patience(attempt: Callable[[float], object], what: str) -> None:
+    """Attempt something that ends after a time, each time with more of it, until it says that all came in that time.
+
+    For tests of giving up: `--give-up-after 1` is over soon, and on a busy machine it may be over before the answer
+    came that the test is about. What has to hold however little came in time, an attempt asserts by itself.
+    """
+    for seconds in (1.0, 0.6 * UNIT, 3 * UNIT):
+        if attempt(seconds):
+            return
+    raise AssertionError(f"{what}: not within {3 * UNIT} s")

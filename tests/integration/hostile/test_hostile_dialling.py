@@ -14,7 +14,7 @@ from filestreamer.wire.opening import ReceiverOpening, random_id
 from tests.support.dialling_peer import DiallingReceiver, ListeningSender
 from tests.support.peer import Ended, Link, Sample, ack, own_token, read_chunk
 from tests.support.services import Pair, Service, same
-from tests.support.waiting import until
+from tests.support.waiting import until, with_patience
 
 KIB = 1024
 WRONG = b"a token that nobody here has at all"
@@ -211,9 +211,15 @@ def test_a_sender_that_begins_again(pair: Pair, code: Code) -> None:
 
 def test_a_sender_that_begins_again_without_end(pair: Pair) -> None:
     """As one does whose file another receiver is receiving: the receiver gives up, and does not begin ever faster."""
+    with_patience(lambda seconds: begins_again(pair, seconds) > 2, "begun more than twice")
+
+
+def begins_again(pair: Pair, give_up_after: float) -> int:
+    """Turn a receiver away until it gives up, for that reason; return how often it was, which is not ever faster."""
     sample = Sample.random(1, 10 * KIB, KIB)
     with ListeningSender() as sender:
-        receiver = connecting(pair, sender, "--give-up-after", "2")
+        receiver = connecting(pair, sender, "--give-up-after", give_up_after)
+        sender.patience(0.2)
         times = 0
         while receiver.poll() is None:
             with contextlib.suppress(OSError, Ended):  # the receiver may give up at any of these steps
@@ -225,8 +231,9 @@ def test_a_sender_that_begins_again_without_end(pair: Pair) -> None:
                 control.end_writing()
                 sender.transfer_id = random_id()
                 times += 1
-        assert "another receiver gets it" in receiver.fails(1, "timeout")
-    assert 2 < times < 20
+        reason = receiver.fails(1, "timeout")
+    assert times < 20
+    return times if "another receiver gets it" in reason else 0
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(Code.SOURCE_CHANGED, 4), (Code.POLICY, 3), (Code.DIGEST, 1)])

@@ -17,6 +17,7 @@ from filestreamer.wire.limits import DIGEST_BYTES, KIB
 from tests.support import sending, trees
 from tests.support.peer import Ended, Link, RawReceiver, read_chunk, refuses
 from tests.support.services import HANG, Pair, Service
+from tests.support.waiting import with_patience
 
 TOP, EMPTY, LARGE, LINK, SMALL, TINY = range(6)
 
@@ -100,7 +101,7 @@ ANSWERS: dict[str, m.Message] = {
 def is_refused(pair: Pair, tree: Path | str, answer: m.Message, *args: object) -> bool:
     """Offer a tree, which is answered with nonsense."""
     with RawReceiver() as receiver:
-        sender = start(pair, tree, receiver, "--give-up-after", 5, *args)
+        sender = start(pair, tree, receiver, *args)
         return refuses(sender, offered(receiver), answer)
 
 
@@ -223,19 +224,23 @@ def test_a_receiver_that_never_takes_anything_is_given_up(
 ) -> None:
     """To list the same again and again is no progress, however soon that is."""
     monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.1)
-    with ThreadPoolExecutor(1) as pool, RawReceiver() as receiver:
-        receiver.patience(0.2)
-        sent = pool.submit(sending.send, tree, "--to", receiver.address, "--give-up-after", 1)
-        deadline = time.monotonic() + HANG
-        tries = 0
-        while not sent.done():
-            assert time.monotonic() < deadline, f"not given up after {tries} tries"
-            with contextlib.suppress(TimeoutError, Ended):
-                end(offered(receiver))
-                tries += 1
-        failure = sent.exception()
-        assert isinstance(failure, TransferFailed)
-        assert (failure.name, tries > 3) == (error, True)
+
+    def is_tried_again(give_up_after: float) -> bool:
+        with ThreadPoolExecutor(1) as pool, RawReceiver() as receiver:
+            receiver.patience(0.2)
+            sent = pool.submit(sending.send, tree, "--to", receiver.address, "--give-up-after", give_up_after)
+            deadline = time.monotonic() + HANG
+            tries = 0
+            while not sent.done():
+                assert time.monotonic() < deadline, f"not given up after {tries} tries"
+                with contextlib.suppress(TimeoutError, Ended):
+                    end(offered(receiver))
+                    tries += 1
+            failure = sent.exception()
+            assert isinstance(failure, TransferFailed)
+            return (failure.name, tries > 3) == (error, True)
+
+    with_patience(is_tried_again, "taken in vain more than three times")
 
 
 @pytest.mark.parametrize("code", [Code.PATH, Code.EXISTS, Code.POLICY, Code.NO_SPACE, Code.SUPERSEDED])

@@ -304,12 +304,19 @@ def test_taking_a_name_that_is_being_written(pair: Pair) -> None:
     """A second sender of the same name, however often it comes, is BUSY, and neither file is mixed with the other."""
     receiver = pair.receiver()
     address = pair.address(receiver)
-    running = Running(pair, address)
+    content = pair.file("content", 1 << 20).read_bytes()
     evil = Sample(b"running", b"evil content", 4)
-    for _ in range(20):
-        with RawSender(address) as peer:
-            assert peer.offers(evil.offer, m.ManifestPart(0, (evil.entry,), True)).code is Code.BUSY
-    running.arrives()
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb", buffering=0) as writer:
+        running = pair.start("sender", "-", "--as", "running", "--to", address, "--chunk-size", "64KiB", stdin=stdin)
+        writer.write(content)
+        receiver.wait_for("transfer_started")
+        for _ in range(20):
+            with RawSender(address) as peer:
+                assert peer.offers(evil.offer, m.ManifestPart(0, (evil.entry,), True)).code is Code.BUSY
+        writer.write(b"and the rest")  # not before: it is being written while others want its name
+    running.succeeds()
+    assert (pair.destination / "running").read_bytes() == content + b"and the rest"
     unharmed(receiver)
 
 

@@ -200,11 +200,17 @@ def test_strangers_are_told_why(pair: Pair, receiver: Service) -> None:
         assert refusal.code is (Code.CORRUPT if what in DAMAGE else Code.PROTOCOL), what
         assert {"http": "HTTP", "tls": "TLS", "ssh": "SSH"}.get(what, "") in refusal.reason
         reasons.setdefault(refusal.code, []).append(refusal.reason)
-    lines = receiver.events("connection_refused")
     for code, told in reasons.items():
-        assert told[:5] == [line["reason"] for line in lines if line["code"] == code.name.lower()]
+        until(lambda told=told, code=code: told[:5] == refused(receiver, code)[:5], f"the first few of {code.name}")  # type: ignore[misc]
+        assert len(refused(receiver, code)) <= 6, "beyond the first few they are summed up"
     assert receiver.results == []
     assert pair.received() == []
+
+
+def refused(receiver: Service, code: Code) -> list[str]:
+    """Return the reasons that the log has of this code."""
+    lines = receiver.events("connection_refused")
+    return [line["reason"] for line in lines if line["code"] == code.name.lower()]
 
 
 def test_a_stranger_that_says_hello_and_resets(pair: Pair) -> None:
@@ -325,7 +331,8 @@ def test_slow_openings(pair: Pair) -> None:
             for what, link in links.items()
         }
     assert codes == {what: [Code.TIMEOUT] for what in links}
-    assert [each["code"] for each in receiver.events("connection_refused")] == ["timeout"] * 5
+    until(lambda: len(receiver.events("connection_refused")) >= 5, "the first few are told")
+    assert {each["code"] for each in receiver.events("connection_refused")} == {"timeout"}
     running.arrives()
     pair.sender(pair.file("f", 10), address, env=WITH_TOKEN).succeeds()
     assert [result["status"] for result in receiver.wait_for_results(2)] == ["complete"] * 2
