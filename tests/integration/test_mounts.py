@@ -118,7 +118,7 @@ def test_what_is_left_on_another_disk_is_resumed(pair: Pair) -> None:
     with disk(pair.destination / "s/b", 16 * MIB):
         killing = inject("pwrite", "before", nth=10, path=".data")
         receiver = pair.receiver(env=killing)
-        sender = pair.sender(root, pair.address(receiver), "--chunk-size", "256KiB", "--give-up-after", 1)
+        sender = pair.sender(root, pair.address(receiver), "--chunk-size", "256KiB")
         assert receiver.wait() == 128 + signal.SIGKILL
         sender.end()
         again = pair.receiver()

@@ -19,6 +19,7 @@ from tests.support.exchange import deliver
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
 from tests.support.services import HANG, UNIT, Pair, Service, same
 from tests.support.staging import Staging
+from tests.support.waiting import gives_up_busy
 
 MIB = 1 << 20
 CHUNK_SIZE = 64 * 1024
@@ -84,6 +85,7 @@ def test_one_after_the_other(pair: Pair, file: Path) -> None:
     for index in (1, 2):
         finishes(shard(pair, file, address, index), index, committed=False)
         check_nothing_final(pair)
+        receiver.wait_for_results(index)
     finishes(shard(pair, file, address, 0), 0, committed=True)
     check_arrived(pair, file)
     results = receiver.wait_for_results(3)
@@ -280,7 +282,10 @@ def test_the_same_shard_twice_gives_up(pair: Pair, file: Path) -> None:
     address = pair.address(pair.receiver())
     first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    assert "shard 0/3" in shard(pair, file, address, 0, "--give-up-after", 1).fails(1, "busy")
+    first.signal(signal.SIGSTOP)  # it stays under way however long the others take
+    reason = gives_up_busy(lambda seconds: shard(pair, file, address, 0, "--give-up-after", seconds))
+    assert "shard 0/3" in reason
+    first.signal(signal.SIGCONT)
     finishes(first, 0, committed=False)
 
 
@@ -305,11 +310,16 @@ def test_a_plain_sender_and_a_shard(pair: Pair, file: Path, *, plain_first: bool
     else:
         first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    impatient = ("--give-up-after", 1)
-    second = (
-        shard(pair, file, address, 0, *impatient) if plain_first else pair.sender(file, address, *plain, *impatient)
-    )
-    second.fails(1, "busy")
+    first.signal(signal.SIGSTOP)  # it stays under way however long the others take
+
+    def second(give_up_after: float) -> Service:
+        impatient = ("--give-up-after", give_up_after)
+        return (
+            shard(pair, file, address, 0, *impatient) if plain_first else pair.sender(file, address, *plain, *impatient)
+        )
+
+    gives_up_busy(second)
+    first.signal(signal.SIGCONT)
     first.signal(signal.SIGTERM)
     first.wait()
     if plain_first:
@@ -332,8 +342,10 @@ def test_another_number_of_shards(pair: Pair, file: Path) -> None:
     address = pair.address(pair.receiver())
     first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    reason = shard(pair, file, address, 1, "--give-up-after", 1, count=2).fails(1, "busy")
+    first.signal(signal.SIGSTOP)  # it stays under way however long the others take
+    reason = gives_up_busy(lambda seconds: shard(pair, file, address, 1, "--give-up-after", seconds, count=2))
     assert "in 3 shards" in reason
+    first.signal(signal.SIGCONT)
     finishes(first, 0, committed=False)
     for index in range(2):
         assert ends_well(shard(pair, file, address, index, count=2))["held_bytes"] > 0

@@ -16,9 +16,9 @@ from tests.integration.test_trees import unprivileged
 from tests.support import trees
 from tests.support.exchange import deliver
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
-from tests.support.services import Pair, Service, inject, same, tree
+from tests.support.services import UNIT, Pair, Service, inject, same, tree
 from tests.support.staging import Staging
-from tests.support.waiting import until
+from tests.support.waiting import gives_up_busy, until
 
 CHUNK = 10_000
 DAY = 86_400.0
@@ -316,7 +316,7 @@ ENDS: dict[str, Callable[[Service, Link], None]] = {
 @pytest.mark.parametrize("what", ["file", "shard", "tree"])
 def test_what_a_few_bytes_take(pair: Pair, what: str, end: str) -> None:
     """A part of what was offered, while the transfer is under way; and what was written, when it is not."""
-    receiver = pair.receiver("--give-up-after", 1)
+    receiver = pair.receiver("--give-up-after", 0.5 * UNIT)
     with RawSender(pair.address(receiver)) as peer:
         match what:
             case "tree":
@@ -358,7 +358,7 @@ def test_a_file_that_denies_its_owner_is_put_in_place_by_the_next_run(pair: Pair
     sent, received = (source.parent, pair.destination / "s" / "f") if is_tree else (source, pair.destination / "f")
     args = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     killed = pair.start("receiver", *args, under=unprivileged(), env=inject("rename", "before", path=".data"))
-    sender = pair.sender(sent, pair.address(killed), "--chunk-size", CHUNK, "--give-up-after", 1)
+    sender = pair.sender(sent, pair.address(killed), "--chunk-size", CHUNK)
     assert killed.wait() == 128 + signal.SIGKILL
     sender.end()
     again = pair.start("receiver", *args, under=unprivileged())
@@ -432,8 +432,8 @@ def test_staging_that_is_shortened_meanwhile(pair: Pair) -> None:
 def refused_by_another(pair: Pair, source: Path) -> None:
     """Send the same to a second receiver into the destination, which can't take it; end that."""
     second = pair.receiver()
-    rival = pair.sender(source, pair.address(second), "--chunk-size", CHUNK, "--give-up-after", 1)
-    assert "another process" in rival.fails(1, "busy")
+    flags = (source, pair.address(second), "--chunk-size", CHUNK, "--give-up-after")
+    assert "another process" in gives_up_busy(lambda seconds: pair.sender(*flags, seconds))
     second.signal(signal.SIGTERM)
     assert second.wait() == 143
 

@@ -251,7 +251,7 @@ def test_a_shared_file_that_denies_its_owner_is_put_in_place_by_the_next_run(pai
     killed = pair.start("receiver", *args, under=unprivileged(), env=inject("rename", "before", path=".shared"))
     to = pair.address(killed)
     ends_well(shard(pair, to, 0, 2), committed=False)
-    last = shard(pair, to, 1, 2, "--give-up-after", 1)
+    last = shard(pair, to, 1, 2)
     assert killed.wait() == 128 + signal.SIGKILL
     last.end()
     to = pair.address(pair.start("receiver", *args, under=unprivileged()))
@@ -273,7 +273,7 @@ def test_a_shared_file_that_was_given_away_is_put_in_place_by_the_next_run(pair:
     killed = pair.receiver("--allow-privileged", env=inject("rename", "before", path=".shared"))
     to = pair.address(killed)
     ends_well(shard(pair, to, 0, 2, "--owner"), committed=False)
-    last = shard(pair, to, 1, 2, "--owner", "--give-up-after", 1)
+    last = shard(pair, to, 1, 2, "--owner")
     assert killed.wait() == 128 + signal.SIGKILL
     last.end()
     to = pair.address(pair.receiver("--allow-privileged"))

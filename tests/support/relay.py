@@ -9,6 +9,7 @@ one to the receiver. It misbehaves in no other way; `tests.support.proxy` is for
 """
 
 import contextlib
+import itertools
 import socket
 import ssl
 import struct
@@ -81,8 +82,8 @@ class Relay:
         self._delay_seconds = delay_seconds
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._lock = threading.Lock()  # protects the two lists
-        self._carried: list[Carried] = []
+        self._lock = threading.Lock()  # protects the two fields below
+        self._carried: dict[int, Carried] = {}  # by the order in which they came
         self._threads: list[threading.Thread] = []
         self._ended = False
 
@@ -110,7 +111,7 @@ class Relay:
     def carried(self) -> list[Carried]:
         """The connections so far, in the order in which they came."""
         with self._lock:
-            return list(self._carried)
+            return [self._carried[number] for number in sorted(self._carried)]
 
     def openings(self, count: int, seconds: float = HANG, *, said: int = 2) -> list[bytes]:
         """Wait until `count` connections are let in, and the sender `said` so many frames on each; return these."""
@@ -135,14 +136,14 @@ class Relay:
             self._threads.append(thread)
 
     def _accept(self) -> None:
-        while not self._ended:
+        for number in itertools.count():
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self._start(self._carry, client)
+            self._start(self._carry, client, number)
 
-    def _carry(self, client: socket.socket) -> None:
+    def _carry(self, client: socket.socket, number: int) -> None:
         """Connect onwards, do both handshakes, then copy both ways."""
         server: socket.socket | None = None
         try:
@@ -159,7 +160,7 @@ class Relay:
             return
         carried = Carried(client, server)
         with self._lock:
-            self._carried.append(carried)
+            self._carried[number] = carried
         if self._ended:  # while it was connected: who ends the block has not seen it
             carried.reset()
         self._start(self._copy, client, server, carried.up)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from tests.support.services import HANG, UNIT
+from tests.support.services import HANG, UNIT, Service
 
 
 def until(holds: Callable[[], object], what: str, seconds: float = HANG) -> None:
@@ -24,3 +24,22 @@ def with_patience(attempt: Callable[[float], object], what: str) -> None:
         if attempt(seconds):
             return
     raise AssertionError(f"{what}: not within {3 * UNIT} s")
+
+
+def gives_up_busy(start: Callable[[float], Service]) -> str:
+    """Start a sender with such a --give-up-after, whose file another one has; return the error that says so.
+
+    One that has given up before the receiver could answer does not know.
+    """
+    told = ""
+
+    def is_told(seconds: float) -> bool:
+        nonlocal told
+        sender = start(seconds)
+        sender.wait()
+        if sender.result["error"]["code"] != "timeout":
+            told = sender.fails(1, "busy")
+        return bool(told)
+
+    with_patience(is_told, "refused with BUSY")
+    return told
