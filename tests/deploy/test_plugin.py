@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -85,7 +85,7 @@ def render(home: Path, *arguments: str, shell: str = "sh") -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=HANG,
         stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -151,7 +151,7 @@ class Running:
         with ExitStack() as stack:
             self.serve(stack)
             process = self.start(*arguments)
-            out, err = process.communicate(timeout=50)
+            out, err = process.communicate(timeout=HANG)
             return Done(process.returncode, out, err)
 
 
@@ -627,12 +627,12 @@ def test_a_volume_that_can_not_be_attached_is_told_by_its_event(run: Running) ->
 def test_a_namespace_that_lets_in_no_root_is_told(run: Running) -> None:
     run.cluster.standards["a"] = "baseline"
 
-    done = run.follow("copy", "a/data", "b/data", "--owner", "--give-up-after", "1")
+    done = run.follow("copy", "a/data", "b/data", "--owner", "--give-up-after", "6")
 
     assert done.code == 1
     assert 'violates PodSecurity "restricted:latest"' in done.err
     assert "; --owner takes the Pod Security Standard baseline there" in done.err
-    assert "gave up after 1 s: the receiver does not start" in done.err
+    assert "gave up after 6 s: the receiver does not start" in done.err
     assert run.cluster.left() == []
 
 
@@ -751,7 +751,7 @@ def _on_terminal(run: Running, *arguments: str) -> tuple[int, str]:
         stack.callback(os.close, its)  # not before all was read: the last lines may be lost with the other end
 
         def end() -> None:
-            process.wait(60)
+            process.wait(HANG)
             os.write(its, b"\0")
 
         waiting = threading.Thread(target=end)
@@ -803,9 +803,9 @@ def _interrupt(run: Running, number: int, *arguments: str) -> Done:
     run.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
     moves = threading.Event()
     process = run.start("copy", "a/data", "b/data", *arguments)
-    assert moves.wait(30)
+    assert moves.wait(HANG)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANG)
     return Done(process.returncode, out, err)
 
 
@@ -833,7 +833,7 @@ def test_a_plugin_that_is_gone_leaves_the_copy_to_the_cluster(endless: Running, 
             endless.cluster.plays.update(now_done) if request.resource == "pods/log" else None
         )
         process = endless.start("copy", "a/data", "b/data")
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=HANG)
 
         assert process.returncode == 0
         assert "is under way already: following it" in err
@@ -851,7 +851,7 @@ def test_other_settings_replace_what_is_under_way(endless: Running) -> None:
         )
 
         process = endless.start("copy", "a/data", "b/data", "--delete")
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=HANG)
 
         assert process.returncode == 0
         assert "is under way with other settings" in err
@@ -900,12 +900,13 @@ def test_a_part_of_the_plugin_that_is_killed_does_not_hang_the_rest(endless: Run
         moves = threading.Event()
         endless.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
         process = endless.start("copy", "a/data", "b/data")
-        assert moves.wait(30)
+        assert moves.wait(HANG)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in children:
-            if b"filestreamer" in Path(f"/proc/{child}/cmdline").read_bytes():
-                os.kill(int(child), signal.SIGKILL)
-        process.communicate(timeout=30)
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
+                if b"filestreamer" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+        process.communicate(timeout=HANG)
 
         assert process.returncode == 1
 
@@ -1127,7 +1128,7 @@ def test_a_receiver_that_listens_is_waited_for_after_its_sender(run: Running) ->
 def test_a_load_balancer_that_never_comes_is_given_up(two: Running) -> None:
     two.clusters["there"].plays["receiver"] = [running()]
 
-    done = two.run("copy", "a/data", "b/data", "--to-context", "there", "--give-up-after", "1")
+    done = two.run("copy", "a/data", "b/data", "--to-context", "there", "--give-up-after", "6")
 
     assert done.code == 1
     assert "has no address; without a load balancer: --service NodePort, or --address" in done.err

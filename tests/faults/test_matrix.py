@@ -33,7 +33,7 @@ from tests.support.proxy import (
     Stall,
     Truncate,
 )
-from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
+from tests.support.services import HANG, UNIT, Pair, Service, held_port, impatient, same
 from tests.support.staging import Staging
 
 SIZE = 12 * MIB
@@ -755,7 +755,9 @@ def test_a_second_signal_ends_the_sender_now(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
     receiver = pair.receiver()
     with Proxy(pair.address(receiver)) as proxy:
-        sender = pair.sender(file, proxy.address, *STEADY)
+        bounds = ("sender.coordinator.GOODBYE_SECONDS", "filestreamer.process.signals.SHUTDOWN_SECONDS")
+        waits_long = impatient("sender", dict.fromkeys(bounds, 2 * HANG))
+        sender = pair.start("sender", file, "--to", proxy.address, *STEADY, **waits_long)
         staging(pair, file).wait_for_records(SOME)
         receiver.signal(signal.SIGSTOP)
         control = next(each for each in proxy.connections if each.name == "control")
@@ -769,7 +771,15 @@ def test_a_second_signal_ends_the_sender_now(pair: Pair, seed: int) -> None:
 
 def test_a_second_signal_ends_the_receiver_now(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
-    receiver = pair.receiver()
+    bounds = (
+        "filestreamer.process.signals.SHUTDOWN_SECONDS",
+        "filestreamer.wire.limits.CLOSING_SECONDS",
+        "receiver.server.admission.END_SECONDS",
+        "receiver.server.registry.GOODBYE_SECONDS",
+    )
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    waits_long = impatient("receiver", dict.fromkeys(bounds, 2 * HANG))
+    receiver = pair.start("receiver", *listen, **waits_long)
     with Proxy(pair.address(receiver)) as proxy:
         sender = pair.sender(file, proxy.address, *STEADY)
         staging(pair, file).wait_for_records(SOME)

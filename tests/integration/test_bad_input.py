@@ -15,6 +15,7 @@ from filestreamer.wire import messages as m
 from tests.support.peer import RawSender, Sample
 from tests.support.services import UNIT, Pair, Service, held_port, same
 from tests.support.staging import Staging
+from tests.support.waiting import with_patience
 
 NOBODY = "127.0.0.1:1"
 """An address that these tests never come to: what is wrong is found before."""
@@ -322,12 +323,16 @@ def test_receiver_not_there(pair: Pair) -> None:
     """Bounded: it tries again until --give-up-after, then exit 1, and the error names the address and the cause."""
     file = pair.file("f", 10)
     with held_port() as port:
-        sender = pair.sender(file, f"127.0.0.1:{port}", "--give-up-after", 1)
-        message = sender.fails(1, "timeout")
-        assert f"127.0.0.1:{port}" in message
-        assert "refused" in message
-        assert sender.result["error"]["retryable"]
-        assert sender.result["seconds"] >= 1
+
+        def is_refused(give_up_after: float) -> bool:
+            sender = pair.sender(file, f"127.0.0.1:{port}", "--give-up-after", give_up_after)
+            message = sender.fails(1, "timeout")
+            assert f"127.0.0.1:{port}" in message
+            assert sender.result["error"]["retryable"]
+            assert sender.result["seconds"] >= give_up_after
+            return "refused" in message
+
+        with_patience(is_refused, "the cause is named")
 
 
 def test_name_that_does_not_resolve(pair: Pair) -> None:

@@ -13,7 +13,7 @@ from tests.support.exchange import deliver
 from tests.support.peer import RawReceiver, RawSender, Sample, read_chunk
 from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient
 
-GIVE_UP = 0.3 * UNIT
+GIVE_UP = 0.5 * UNIT
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from filestreamer.wire.tree_shares import TreeShares, WalkDigest, shard_of
 from tests.support.dialling_peer import DiallingReceiver
 from tests.support.peer import RawReceiver, RawSender, Sample
 from tests.support.services import Pair, Service, impatient, inject, same
+from tests.support.waiting import with_patience
 
 TOKEN = {"FILESTREAMER_TOKEN": "a token that both sides of all jobs have"}
 RETURN = {"receiver.server.run.RETURN_SECONDS": 2, "receiver.transfer.coordinator.JOB_COMPLETE_SECONDS": 2}
@@ -426,7 +427,7 @@ def test_without_a_job_that_may_be_tried_again(pair: Pair) -> None:
     pair.receiver("--once", "--idle-timeout", "0.5", env=TOKEN).fails(1, "timeout")
 
 
-ABSENT = {"sender.presence.ABSENT_SECONDS": 2}
+ABSENT = {"sender.presence.ABSENT_SECONDS": 5}
 
 
 def test_a_sender_whose_receiver_is_gone(pair: Pair) -> None:
@@ -460,14 +461,14 @@ def test_a_dry_run_whose_receiver_is_gone(pair: Pair) -> None:
 def test_without_a_job_a_dry_run_waits_as_long_as_it_is_told(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
     to = f"127.0.0.1:{pair.port()}"
-    asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--give-up-after", "4")
+    asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--give-up-after", "8")
     pair.start(*asking, **how).fails(1, "timeout")
 
 
 def test_without_a_job_a_sender_waits_as_long_as_it_is_told(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
     to = f"127.0.0.1:{pair.port()}"
-    pair.start("sender", pair.file("f", 1000), "--to", to, "--give-up-after", "4", **how).fails(1, "timeout")
+    pair.start("sender", pair.file("f", 1000), "--to", to, "--give-up-after", "8", **how).fails(1, "timeout")
 
 
 # --- partners that end, where the sender listens
@@ -507,7 +508,7 @@ def test_a_receiver_that_finds_no_sender_to_dial(pair: Pair) -> None:
 
 def test_a_receiver_whose_sender_goes_during_the_transfer(pair: Pair) -> None:
     sender = listens(pair, pair.file("f", 2_000_000), "--rate-limit", "100KiB/s", "--chunk-size", "64KiB")
-    receiver = fetches(pair, sender, "--give-up-after", "2")
+    receiver = fetches(pair, sender, "--give-up-after", "6")
     receiver.wait_for("transfer_started")
     sender.signal(signal.SIGKILL)
     receiver.fails(6, "absent")
@@ -518,8 +519,13 @@ def test_a_sender_that_is_there_and_busy_is_not_absent(pair: Pair, tmp_path: Pat
         sender = pair.start("sender", "-", "--listen", "127.0.0.1:0", "--job", "photos", env=TOKEN, stdin=silent.stdout)
         fetches(pair, sender).wait_for("transfer_started")
         (tmp_path / "other").mkdir()
-        other = fetches(pair, sender, "--give-up-after", "2", directory=tmp_path / "other")
-        assert "another receiver gets it" in other.fails(1, "timeout")
+
+        def is_told(give_up_after: float) -> bool:
+            other = fetches(pair, sender, "--give-up-after", give_up_after, directory=tmp_path / "other")
+            other.wait()
+            return "another receiver gets it" in other.result["error"]["message"] and bool(other.fails(1, "timeout"))
+
+        with_patience(is_told, "the sender has answered")
         silent.communicate(b"\n")
 
 
@@ -578,7 +584,7 @@ def test_a_receiver_that_is_refused_ends_no_listening_sender(pair: Pair) -> None
 @pytest.mark.parametrize("other_ends", ["complete", "killed"])
 def test_a_listening_sender_ends_when_all_its_receivers_have_ended(pair: Pair, tmp_path: Path, other_ends: str) -> None:
     """One ends for good; another one goes on, and counts if it has everything."""
-    slow = ("--rate-limit", "200KiB/s", "--chunk-size", "64KiB", "--give-up-after", "2")
+    slow = ("--rate-limit", "200KiB/s", "--chunk-size", "64KiB", "--give-up-after", "6")
     sender = listens(pair, pair.file("f", 600_000), *slow)
     (tmp_path / "other" / "f").mkdir(parents=True)
     receiver = fetches(pair, sender)

@@ -27,9 +27,12 @@ from tests.support.exchange import deliver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
 from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient, inject, same
 
-GIVE_UP: Final = UNIT / 5
-PATIENT: Final = 0.3 * UNIT
+GIVE_UP: Final = 0.4 * UNIT
+"""Longer than a busy machine takes for any step of an opening, or an answer."""
+PATIENT: Final = 0.5 * UNIT
 """Longer than from one heartbeat to the next with EACH_TICK, where a message of the peer has to be read in time."""
+IN_TIME: Final = 2 * UNIT
+"""Within which a process ends that need not wait for anybody: what it could wait for takes longer, or for ever."""
 BEAT_SECONDS: Final = UNIT / 50
 """How often a peer says something that is no progress."""
 
@@ -490,7 +493,8 @@ def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> 
     first = pair.sender(pair.file("f", 10 * KIB), address, "--give-up-after", GIVE_UP)
     (told,) = receiver.wait_for_results()
     assert told["error"]["code"] == "timeout"
-    first.fails(1, "timeout")
+    assert first.wait() == 1
+    assert first.result["error"]["code"] in ("timeout", "busy"), "it may have come again since"
     second = pair.sender(pair.source / "f", address, "--give-up-after", GIVE_UP)
     assert "hangs" in second.fails(1, "busy")
     comes_back.touch()
@@ -518,7 +522,7 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
     begun = time.monotonic()
     receiver.signal(signal.SIGTERM)
     assert receiver.wait() == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < UNIT / 2
+    assert time.monotonic() - begun < IN_TIME
     assert len(receiver.results) == 6
 
 
@@ -538,7 +542,7 @@ def test_receivers_with_silent_peers_end_in_time(pair: Pair, reads: bool) -> Non
         begun = time.monotonic()
         receiver.signal(signal.SIGTERM)
         assert receiver.wait() == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 8 * max(1.0, UNIT / 10)
+        assert time.monotonic() - begun < IN_TIME
 
 
 def test_a_sender_whose_receiver_reads_nothing_ends_in_time(pair: Pair) -> None:
@@ -551,7 +555,7 @@ def test_a_sender_whose_receiver_reads_nothing_ends_in_time(pair: Pair) -> None:
         begun = time.monotonic()
         sender.signal(signal.SIGTERM)
         assert sender.wait() == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 8 * max(1.0, UNIT / 10)
+        assert time.monotonic() - begun < IN_TIME
         assert sender.result["status"] == "interrupted"
 
 
@@ -563,7 +567,7 @@ def test_a_hung_disk_does_not_hold_the_end_of_the_process(pair: Pair) -> None:
     begun = time.monotonic()
     receiver.signal(signal.SIGTERM)
     assert receiver.wait() == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < 8 * max(1.0, UNIT / 10)
+    assert time.monotonic() - begun < IN_TIME
     assert receiver.results[-1]["status"] == "interrupted"
 
 
@@ -594,19 +598,21 @@ def test_a_result_that_nobody_reads_does_not_hold_the_end(pair: Pair, full_pipe:
     begun = time.monotonic()
     service.signal(signal.SIGTERM)
     assert service.wait() == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < UNIT
+    assert time.monotonic() - begun < IN_TIME
     assert json.loads(result_file.read_text())["status"] == "interrupted"
 
 
 def test_a_gateway_that_never_answers_does_not_hold_the_end(pair: Pair) -> None:
     with RawReceiver() as gateway:
-        receiver = pair.receiver("--pushgateway", f"http://{gateway.address}")
+        where = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+        waits_long = impatient("receiver", {"filestreamer.telemetry.push.PUSH_SECONDS": 10 * UNIT})
+        receiver = pair.start("receiver", *where, "--pushgateway", f"http://{gateway.address}", **waits_long)
         pair.sender(pair.file("f", 10), Pair.address(receiver)).succeeds()
         receiver.wait_for("transfer_complete")
         begun = time.monotonic()
         receiver.signal(signal.SIGTERM)
         assert receiver.wait() == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 8 * max(1.0, UNIT / 10)
+        assert time.monotonic() - begun < IN_TIME
 
 
 # ------------------------------------------------------------------------------------------- a result, whatever happens

@@ -74,10 +74,10 @@ def full() -> Iterator[FullPipe]:
 
 
 def ends(service: Service, code: int) -> None:
-    """Check that a service ends soon: far sooner than `docker stop` waits."""
+    """Check that a service ends soon, and waits for nobody who reads nothing."""
     begun = time.monotonic()
     assert service.wait() == code
-    assert time.monotonic() - begun < 0.9 * UNIT
+    assert time.monotonic() - begun < 2 * UNIT
 
 
 def is_alive(address: str) -> bool:

@@ -59,7 +59,7 @@ def test_a_family_without_a_route(pair: Pair, ends: tuple[End, End]) -> None:
 def test_each_address_is_named_with_its_reason(pair: Pair, ends: tuple[End, End]) -> None:
     here, _ = ends
     here.set_names({"receiver.test": ["2001:db8::1", "10.9.0.2", "10.9.0.2", "fd09::2"]})
-    message = sender(pair, here, pair.file("f", 10), "receiver.test", "--give-up-after", 1).fails(1, "timeout")
+    message = sender(pair, here, pair.file("f", 10), "receiver.test", "--give-up-after", 6).fails(1, "timeout")
     assert f"[2001:db8::1]:{PORT}: Network is unreachable" in message
     assert f"[fd09::2]:{PORT}: Connection refused" in message
     assert message.count(f"10.9.0.2:{PORT}: Connection refused") == 1
@@ -70,7 +70,7 @@ def test_a_name_server_that_does_not_answer(pair: Pair, ends: tuple[End, End]) -
     here, _ = ends
     here.make_hole("10.9.0.53")
     here.set_names({}, server="10.9.0.53")
-    message = sender(pair, here, pair.file("f", 10), "receiver.test", "--give-up-after", 4).fails(1, "timeout")
+    message = sender(pair, here, pair.file("f", 10), "receiver.test", "--give-up-after", 8).fails(1, "timeout")
     assert "receiver.test: the name server has not answered" in message
 
 
@@ -139,7 +139,7 @@ def test_an_interface_that_this_machine_lacks(pair: Pair, ends: tuple[End, End])
     here, there = ends
     message = receiver(pair, there, "[fe80::2%nowhere0]").fails(1, "address_not_ready")
     assert f"no interface nowhere0; it has lo, {INTERFACE}" in message
-    message = sender(pair, here, pair.file("f", 10), "[fe80::2%nowhere0]", "--give-up-after", 1).fails(1, "timeout")
+    message = sender(pair, here, pair.file("f", 10), "[fe80::2%nowhere0]", "--give-up-after", 6).fails(1, "timeout")
     assert f"no interface nowhere0; it has lo, {INTERFACE}" in message
 
 
@@ -212,7 +212,7 @@ def test_addresses_of_the_other_family_are_left_out(pair: Pair, ends: tuple[End,
     receiver(pair, there, "0.0.0.0").wait_for("listening")
     file = pair.file("f", 1000)
     sender(pair, here, file, "receiver.test", "--source-address", "10.9.0.1").succeeds()
-    flags = ("--source-address", "fd09::1", "--give-up-after", 1)
+    flags = ("--source-address", "fd09::1", "--give-up-after", 6)
     message = sender(pair, here, file, "receiver.test", *flags).fails(1, "timeout")
     assert f"10.9.0.2:{PORT}: not tried, as --source-address fd09::1 is of the other family" in message
     assert f"[fd09::2]:{PORT}: Connection refused" in message

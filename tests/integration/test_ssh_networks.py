@@ -156,7 +156,7 @@ def test_a_firewall_that_lets_only_small_packets_through(site: Site, move: Mover
 def test_the_user_wants_no_other_way(site: Site, move: Mover) -> None:
     site.there.admit_only(22, "reject with tcp reset")
     far = site.sshd()
-    moved = move(far, 1000, "--via", "direct", "--give-up-after", 2)
+    moved = move(far, 1000, "--via", "direct", "--give-up-after", 0.8 * UNIT)
     message = moved.service.fails(1, "timeout")
     assert f"{ADDRESS}:" in message
     assert "Connection refused" in message
@@ -344,7 +344,7 @@ GREETED = """
 import socket, sys
 for port in sys.argv[2:]:
     with socket.create_connection((sys.argv[1], int(port)), 10) as sock:
-        sock.settimeout(2)
+        sock.settimeout(5)
         try:
             print(port, len(sock.recv(100)))
         except TimeoutError:
@@ -372,7 +372,7 @@ def test_strangers_are_told_nothing(site: Site, move: Mover) -> None:
 def test_a_firewall_that_closes_meanwhile(site: Site, move: Mover) -> None:
     """The run ends in time, nobody is left, and the same command goes on through ssh."""
     far = site.sshd()
-    moved = move(far, 60_000_000, "--rate-limit", "6MB/s", "--give-up-after", 3, *SMALL)
+    moved = move(far, 60_000_000, "--rate-limit", "6MB/s", "--give-up-after", 0.8 * UNIT, *SMALL)
     assert way(moved.service)[0] == "direct"
     assert moved.service.wait_for("progress")["acknowledged_bytes"] > 0
     site.there.admit_only(22, "reject with tcp reset")

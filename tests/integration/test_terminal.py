@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.prometheus import program, wait_for
-from tests.support.services import Pair
+from tests.support.services import HANG, Pair
 
 MIB = 1 << 20
 BAR = re.compile(r"^[━╸╺]+ +(\d+)% +[\d.]+ [KMGi]*B/s  ETA [\d:-]+ +(offering|moving|syncing)$")
 CONNECTION = re.compile(r"^ {3,4}(\d+)  (up|down) +[\d.]+ [KMGi]*B/s +[\d.]+ [KMGi]*B in flight$")
 OTHERS = re.compile(r"^  … and (\d+) more: +[\d.]+ [KMGi]*B/s +[\d.]+ [KMGi]*B in flight$")
 END = re.compile(r"^━+  100% +[\d.]+ [KMGi]*B/s +complete$")
+ENDED = re.compile(r"^ENDED \d+$")
+"""Not what was typed, which a line of the terminal may begin with."""
 
 
 class Terminal:
@@ -34,7 +36,7 @@ class Terminal:
         environment = {name: value for name, value in os.environ.items() if name != "TMUX"}
         environment |= {"LC_ALL": "C.UTF-8"}
         return subprocess.run(
-            [*self._tmux, *args], check=True, capture_output=True, text=True, timeout=10, env=environment
+            [*self._tmux, *args], check=True, capture_output=True, text=True, timeout=HANG, env=environment
         ).stdout
 
     def open(self, name: str, columns: int = 80, lines: int = 24) -> None:
@@ -121,7 +123,7 @@ def ended(terminal: Terminal, name: str) -> list[str]:
 
     def find() -> list[str]:
         shown = terminal.shows(name)
-        return shown if any(line.startswith("ENDED ") for line in shown) else []
+        return shown if any(ENDED.match(line) for line in shown) else []
 
     return wait_for(find, "the end")
 
@@ -130,7 +132,7 @@ def ended(terminal: Terminal, name: str) -> list[str]:
 @pytest.mark.parametrize("end", ["sender", "receiver"])
 def test_a_line_for_each_connection(pair: Pair, terminal: Terminal, seed: int, end: str, connections: int) -> None:
     """Title, bar and connections while it moves; at the end what became of it, and the terminal as it was."""
-    file = pair.file("in.bin", 12 * MIB, seed)
+    file = pair.file("in.bin", 24 * MIB, seed)
     flags = ("--connections", connections, "--rate-limit", "3MiB/s")
     terminal.open("pane")
     if end == "sender":
@@ -141,11 +143,11 @@ def test_a_line_for_each_connection(pair: Pair, terminal: Terminal, seed: int, e
         pair.sender(file, address_of(terminal, "pane"), "--chunk-size", "64KiB", *flags)
     title, _bar, *lines = moving(terminal, "pane", 2 + connections)
 
-    assert re.match(rf"{end.removesuffix('er').removesuffix('v')}\w+ in.bin +[\d.]+ [KM]iB of 12.0 MiB$", title)
+    assert re.match(rf"{end.removesuffix('er').removesuffix('v')}\w+ in.bin +[\d.]+ [KM]iB of 24.0 MiB$", title)
     assert numbers(lines) == list(range(connections))
     assert len({line.index("B in flight") for line in lines}) == 1, "the figures are in columns"
     shown = ended(terminal, "pane")
-    assert re.match(r"complete: in.bin: 12.0 MiB in [\d.]+ s \([\d.]+ MiB/s over \d+ connections?\)", shown[-3])
+    assert re.match(r"complete: in.bin: 24.0 MiB in [\d.]+ s \([\d.]+ MiB/s over \d+ connections?\)", shown[-3])
     assert shown[-2:] == ["  bound by --rate-limit", "ENDED 0"]
     assert not [line for line in shown if "in flight" in line or BAR.match(line)]
     if end == "sender":
@@ -241,7 +243,7 @@ def test_results_of_a_receiver_that_stays_go_above_what_still_runs(pair: Pair, t
     address = address_of(terminal, "pane")
     files = [pair.file(name, 12 * MIB, seed) for name in ("quick", "slow")]
     flags = ("--connections", 2, "--chunk-size", "64KiB", "--rate-limit")
-    slow = pair.sender(files[1], address, *flags, "1MiB/s")
+    slow = pair.sender(files[1], address, *flags, "512KiB/s")
     moving(terminal, "pane", 4)
     pair.sender(files[0], address, *flags, "8MiB/s").succeeds()
     wait_for(lambda: any(line.startswith("complete: quick: ") for line in terminal.shows("pane")), "its result")
@@ -261,7 +263,7 @@ def test_what_is_piped_is_for_programs(pair: Pair, terminal: Terminal, address: 
     file = pair.file("in.bin", 12 * MIB, seed)
     terminal.open("pane")
     to = pair.logs / "piped"
-    flags = ("--connections", 2, "--rate-limit", "2MiB/s", "2>" if piped == "stderr" else ">", to)
+    flags = ("--connections", 2, "--rate-limit", "1536KiB/s", "2>" if piped == "stderr" else ">", to)
     terminal.type("pane", *sending(file, address, *flags))
     if piped == "stdout":
         moving(terminal, "pane", 4)

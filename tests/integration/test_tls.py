@@ -263,7 +263,7 @@ def test_receiver_that_turns_clear_text_meanwhile(pair: Pair, pki: Certificates)
     port = pair.port()
     first = pair.receiver(*pki.receiver.shown, listen=f"127.0.0.1:{port}")
     sender = pair.sender(
-        file, f"127.0.0.1:{port}", *pki.ours.trusted, "--rate-limit", "4MiB/s", "--chunk-size", "64KiB"
+        file, f"127.0.0.1:{port}", *pki.ours.trusted, "--rate-limit", "1MiB/s", "--chunk-size", "64KiB"
     )
     Staging(pair.destination, "f").wait_for_records(5)
     first.signal(signal.SIGKILL)

@@ -231,18 +231,20 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
     registry, transfer = slow
     monkeypatch.setattr("receiver.transfer.coordinator.TICK_SECONDS", 0.01)
     monkeypatch.setattr("filestreamer.wire.sockets.control_link.TICK_SECONDS", 0.01)
-    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = control(transfer)
     channel.hear(*OFFER)
     assert registry.asked.wait(HANG)
+    usual_seconds = limits.DEAD_SECONDS
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 1.0)
     progress = m.Progress(m.Phase.MOVING, 0, 0)
     channel.hear(*[progress] * 20)
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until:  # several times as long as the living are silent
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:  # longer than the living are silent
         assert transfer.mailbox._events.qsize() <= CONTROL_FRAMES
         time.sleep(0.01)
     assert channel._bodies.qsize() > 20 - CONTROL_FRAMES - 2
     assert not transfer.liveness.is_orphaned
+    monkeypatch.setattr(limits, "DEAD_SECONDS", usual_seconds)
     registry.go_on.set()
     channel.hear(FINISH)
     channel.expect(m.Complete)
@@ -275,13 +277,13 @@ def test_a_sender_that_talks_and_reads_nothing_holds_no_transfer(
     transfer: Transfer, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.transfer.coordinator.TICK_SECONDS", 0.01)
-    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = Deaf()
     assert transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
     channel.hear(OFFER[0])
     channel.expect(m.Welcome)
     transfer.end_soon(TransferFailed(Code.TIMEOUT, "others wait for the place"))
     channel.hear(*[m.Progress(m.Phase.MOVING, 0, 0)] * 1000)
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)  # not before: until now it is no silence that ends the transfer
     transfer.join(HANG)
     assert not transfer.is_alive()
     assert [str(error) for error in ends.errors] == ["others wait for the place"]

@@ -86,7 +86,7 @@ def test_no_address() -> None:
 def test_nobody_connects_to_himself() -> None:
     """TCP allows it where the port that the kernel picks is the very one that nobody listens on yet."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.77", 0))  # where nobody else listens meanwhile
         address = free.getsockname()
 
     with pytest.raises(ConnectionLost, match="Connection refused"):
