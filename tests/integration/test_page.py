@@ -175,14 +175,14 @@ def test_lanes_say_what_the_metrics_say(pair: Pair, browser: Browser) -> None:
     receiver = pair.receiver(*METRICS)
     file = pair.file("f", 64 * MIB)
     plan = [
-        Stall(on="data 0", direction="down", at=600, seconds=60),
+        Stall(on="data 0", direction="down", at=600, seconds=2 * HANG),
         *(Blackhole(on=f"data {at}", at=bytes_) for at, bytes_ in ((1, 3 * MIB), (2, 5 * MIB), (3, 700 * KIB))),
     ]
     with Proxy(pair.address(receiver), plan) as proxy:
         sender = pair.sender(file, proxy.address, "--connections", 4, "--chunk-size", "512KiB", *METRICS)
         pages = {service: page_of(browser, service) for service in (sender, receiver)}
         for service, page in pages.items():
-            page.wait_for(STANDS_STILL, 4 * UNIT)
+            page.wait_for(STANDS_STILL)
             until(lambda p=page, s=service: p.evaluate(FIGURES) == counted(s), "page and metrics agree")  # type: ignore[misc]
             seen = scrape(service)
             drawn = page.evaluate("Number(document.querySelector('#map-sums').textContent.split(' ')[0])")

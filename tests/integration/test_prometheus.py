@@ -15,7 +15,7 @@ from filestreamer.wire.limits import MIB
 from tests.support.prometheus import RULES, PanelQuery, Prometheus, panel_queries, prometheus, rules, wait_for
 from tests.support.proxy import Blackhole, FlipPayload, Proxy
 from tests.support.scrape import METRICS, metrics_address
-from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
+from tests.support.services import HANG, Pair, Service, held_port, same
 
 LINGER = ("--metrics-linger", 600)
 """So that whatever is asked, the answer does not depend on how soon."""
@@ -103,7 +103,7 @@ def test_every_panel_and_every_rule_has_data(pair: Pair, tmp_path: Path, seed: i
         slow = ("--connections", 4, "--chunk-size", "256KiB", "--rate-limit", "2MiB/s")
         sender = pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
         queries = {*panel_queries(window="10s"), *recorded()}
-        (transfer,) = watch_until_all_have_data(here.server, queries, 6 * UNIT)
+        (transfer,) = watch_until_all_have_data(here.server, queries, HANG)
 
         (result,) = sender.wait_for_results()
         assert (result["status"], result["transfer_id"][:8]) == ("complete", transfer)
@@ -126,7 +126,7 @@ def test_the_dashboard_of_one_side_alone(pair: Pair, tmp_path: Path, seed: int, 
         pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
         queries = {query for query in panel_queries(window="10s") if tells(side, query.expr)}
         assert {query.panel for query in queries} >= {"Progress", "Time left", "Phase", f"Bytes in flight: {side}"}
-        watch_until_all_have_data(here.server, queries, 5 * UNIT)
+        watch_until_all_have_data(here.server, queries, HANG)
         check_rules(here.server)
 
 
