@@ -21,6 +21,7 @@ from tests.support.processes import descriptors, peak_bytes, thread_count
 from tests.support.prometheus import program, wait_for
 from tests.support.scrape import METRICS, get, metrics_address, scrape
 from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
+from tests.support.waiting import until
 
 
 def connect(address: str) -> socket.socket:
@@ -211,12 +212,13 @@ def test_off_is_off(pair: Pair, seed: int) -> None:
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_the_health_check_takes_the_variable_as_the_receiver_does(pair: Pair, end: str) -> None:
     """A YAML block and a Secret that was made with `echo` end with a line."""
-    metrics = {"FILESTREAMER_RECEIVER_METRICS": f"127.0.0.1:{free_port()}{end}"}
-    receiver = pair.receiver(env=metrics)
-    metrics_address(receiver)
-    for environ in (metrics, {"FILESTREAMER_RECEIVER_METRICS": f"off{end}"}):
-        assert health.check(environ) is None
-    assert "does not answer" in str(health.check({"FILESTREAMER_METRICS": pair.address(receiver) + end}))
+    with held_port() as port:
+        metrics = {"FILESTREAMER_RECEIVER_METRICS": f"127.0.0.1:{port}{end}"}
+        receiver = pair.receiver(env=metrics)
+        metrics_address(receiver)
+        for environ in (metrics, {"FILESTREAMER_RECEIVER_METRICS": f"off{end}"}):
+            until(lambda environ=environ: health.check(environ) is None, "the receiver answers")  # type: ignore[misc]
+        assert "does not answer" in str(health.check({"FILESTREAMER_METRICS": pair.address(receiver) + end}))
 
 
 @needs_ipv6
