@@ -57,7 +57,7 @@ from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
 from sender.network.shared import Shared
-from sender.offer import check_shard, make_offer, needed_features
+from sender.offer import check_complete, check_shard, make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
@@ -580,6 +580,7 @@ class Transfer:
             raise RemoteProtocolError("the receiver does not commit the file, which has no other shards")
         if not self._was_finished:
             raise RemoteProtocolError("the receiver sent Complete before all chunks were sent")
+        check_complete(self._make_offer(), message)
         counters = self.counters
         counters.deleted_files, counters.undeletable_files = message.deleted, message.undeletable
         counters.left_files = message.left

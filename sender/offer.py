@@ -2,7 +2,7 @@
 
 from filestreamer.wire import features
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import UsageError
+from filestreamer.wire.errors import RemoteProtocolError, UsageError
 from sender.settings import SenderSettings
 from sender.source.item import Item
 
@@ -52,3 +52,14 @@ def make_offer(
         is_dry,
         xattrs=settings.xattrs and not is_dry,
     )
+
+
+def check_complete(offer: m.Offer, complete: m.Complete) -> None:
+    """Check that a receiver counts only what the Offer asks for. Raises RemoteProtocolError."""
+    if offer.delete is None and (complete.deleted or complete.undeletable):
+        raise RemoteProtocolError("the receiver counts entries to remove, which was not asked for")
+    if offer.existing not in (m.Existing.SKIP, m.Existing.NEWER) and complete.left:
+        raise RemoteProtocolError("the receiver counts entries that it leaves as they are, which was not asked for")
+    is_tree_shard = offer.shard is not None and offer.shard.tree
+    if not is_tree_shard and (complete.shards_finished or complete.job_files or complete.job_bytes):
+        raise RemoteProtocolError("the receiver counts shards of a tree, and this is none")

@@ -39,6 +39,7 @@ from filestreamer.wire.xattr_parts import PartJoiner
 from receiver.file.file_target import FileTarget
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
+from receiver.pipe.pipe_target import PipeTarget
 from receiver.transfer.black_hole import BlackHoleFinder
 from receiver.transfer.context import Context
 from receiver.transfer.disk_worker import Done
@@ -412,6 +413,8 @@ class Coordinator:
         """Answer with what is missing; if nothing is missing, begin to commit."""
         if self._is_finishing:
             return  # a repeated Finish: Complete was sent, or will be
+        assert self._offer is not None  # the session has an Offer before the first Finish
+        _check_finish(self._offer, self._target, finish)
         self._counters.take_left_out(finish)
         if finish.ahead and not isinstance(self._target, FileTarget):
             raise RemoteProtocolError("Finish came ahead of chunks, which is possible for one file only")
@@ -502,3 +505,15 @@ def _check_announced(offer: m.Offer, part: m.ManifestPart) -> None:
         raise RemoteProtocolError("an entry has extended attributes, and the Offer does not say that they are kept")
     if offer.delete is None and m.EntryType.KEPT in {entry.type for entry in part.entries}:
         raise RemoteProtocolError("an entry is to be kept, and the Offer does not say that anything is deleted")
+
+
+def _check_finish(offer: m.Offer, target: Target, finish: m.Finish) -> None:
+    """Check that Finish says what belongs to a manifest of this kind, and nothing else. Raises RemoteProtocolError."""
+    is_stream = isinstance(target, PipeTarget) and target.chunks.size is None
+    if finish.stream_bytes and not is_stream:
+        raise RemoteProtocolError("Finish has the size of a stream, and no stream was offered")
+    is_tree_shard = offer.shard is not None and offer.shard.tree
+    if finish.walk_digest and not is_tree_shard:
+        raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
+    if is_tree_shard and not finish.walk_digest:
+        raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")

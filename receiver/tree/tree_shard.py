@@ -8,7 +8,7 @@ from typing import Final
 
 from filestreamer.telemetry.counters import JobCounts, TransferCounters
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import SkipKind
 from filestreamer.wire.tree_shares import TreeShares
@@ -44,9 +44,7 @@ class Shard:
         """Note a file that waits for other shards; `prefix` is that of its place. Any thread may call."""
 
     def take_finish(self, finish: m.Finish) -> None:
-        """Take the digest of the walk. Raises RemoteProtocolError where it is missing, or for no shard."""
-        if finish.walk_digest:
-            raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
+        """Take the digest of the walk, which only shards have."""
 
     def look_for_pending(self) -> None:
         """Look which shared files are in place, before directories are closed. Raises TransferFailed(DESTINATION)."""
@@ -95,9 +93,7 @@ class TreeShard(Shard):
         self._record.note_pending(SharedFile(names.data, prefix, entry.path, entry.size, len(names.indices)))
 
     def take_finish(self, finish: m.Finish) -> None:
-        """Take the digest of the walk. Raises RemoteProtocolError where there is none."""
-        if not finish.walk_digest:
-            raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")
+        """Take the digest of the walk, which only shards have."""
         self._walk_digest = finish.walk_digest
 
     def look_for_pending(self) -> None:

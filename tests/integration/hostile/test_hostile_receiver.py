@@ -124,6 +124,25 @@ def test_complete_before_anything_was_sent(pair: Pair, source: Path) -> None:
         assert sender.wait() != 0
 
 
+COUNTS: dict[str, m.Complete] = {
+    "removed": m.Complete(True, deleted=1),
+    "not removed": m.Complete(True, undeletable=1),
+    "left as it is": m.Complete(True, left=1),
+    "shards": m.Complete(True, shards_finished=1),
+    "files of shards": m.Complete(True, job_files=1, job_bytes=1),
+}
+
+
+@pytest.mark.parametrize("what", COUNTS)
+def test_complete_that_counts_what_was_not_asked_for(pair: Pair, source: Path, what: str) -> None:
+    with RawReceiver() as receiver:
+        sender = start_sender(pair, source, receiver)
+        control, _, _ = receiver.control()
+        control.send(m.Held(0, 0, b"", (m.FileRange(0, 1),)))
+        control.expect(m.Finish)
+        assert refuses(sender, control, COUNTS[what])
+
+
 def abort_of(control: Link) -> m.Abort:
     """Read the Abort of a sender, which may have said Finish ahead of its chunks."""
     message = control.read()

@@ -289,6 +289,26 @@ def test_finish_that_is_wrong(pair: Pair, receiver: Service, peer: RawSender, sa
     assert pair.received() == []
 
 
+FINISH_NONSENSE: Cases = {
+    "the size of a stream, for a file": lambda s: [s.offer, one(s), s.finish._replace(stream_bytes=1)],
+    "the size of a stream, for a tree": lambda s: [s.offer, TREE, m.Finish(0, root_digest([]), 1)],
+    "the digest of a walk, for a file": lambda s: [s.offer, one(s), s.finish._replace(walk_digest=bytes(16))],
+    "the digest of a walk, for a tree": lambda s: [s.offer, TREE, m.Finish(0, root_digest([]), walk_digest=bytes(16))],
+    "no digest of the walk, for a shard of a tree": lambda s: [
+        s.offer._replace(shard=m.Shard(0, 2, tree=True)),
+        m.ManifestPart(0, (), True),
+        m.Finish(0, root_digest([])),
+    ],
+}
+
+
+def test_finish_of_another_kind_of_manifest(pair: Pair, receiver: Service, sample: Sample) -> None:
+    for what, make in FINISH_NONSENSE.items():
+        with RawSender(Pair.address(receiver), job="j") as peer:
+            assert peer.offers(*make(sample)).code is Code.PROTOCOL, what
+    unharmed(receiver)
+
+
 def test_empty_file(pair: Pair, peer: RawSender) -> None:
     sample = Sample(b"empty", b"", KIB)
     control = peer.offer(sample)

@@ -164,13 +164,6 @@ def test_an_entry_of_another_shard_is_refused(shard_of: ShardOf) -> None:
     assert "another shard moves" in failure(Code.PROTOCOL, transfer.offer)
 
 
-def test_a_finish_without_the_digest_of_the_walk_is_refused(shard_of: ShardOf) -> None:
-    transfer = shard_of(1)
-    transfer.offer()
-    transfer.send_all()
-    failure(Code.PROTOCOL, transfer.tree.finish, transfer.sample.finish._replace(walk_digest=b""))
-
-
 def test_a_withdrawn_share_leaves_the_shares_of_others(tmp_path: Path, shard_of: ShardOf) -> None:
     """It is discarded; the file waits, and is complete when the shard comes again."""
     gone, others = shard_of(0), [shard_of(1), shard_of(2)]
