@@ -1,8 +1,8 @@
 """Socket addresses: how a host name becomes addresses, and how an address is shown to people."""
 
-import contextlib
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost
@@ -15,6 +15,8 @@ LOOKUP_SECONDS: Final = 2.0
 """How long the name server is waited for before that is said; the lookup itself goes on."""
 LOOKUP_SECONDS_MAX: Final = 30.0
 """How long a service that starts waits for it: the system asks a second and a third server after some seconds."""
+KEPT_SECONDS: Final = 30.0
+"""How long an answer is kept that came when nobody waited for it any more: longer than the pause between two tries."""
 MISSING_SECONDS: Final = 3.0
 """How long a service that starts waits for an address that this machine does not have: it may be mistyped."""
 
@@ -90,7 +92,8 @@ class _Lookup:
     """One call of getaddrinfo, which can't be cancelled, and takes as long as the name servers make it take.
 
     A name is looked up in a thread of its own, so that its caller may stop waiting. Who asks for the same name again
-    gets the answer to the call that is under way, so that there is never more than one thread for a name.
+    gets the answer to the call that is under way, so that there is never more than one thread for a name. An answer for
+    which nobody has come in KEPT_SECONDS is no answer any more.
     """
 
     _mutex = threading.Lock()  # protects `_under_way`
@@ -99,6 +102,8 @@ class _Lookup:
     def __init__(self, *key: Any) -> None:
         self._key = key
         self._done = threading.Event()
+        self._done_at = 0.0
+        """When it was done (monotonic)."""
         self._found: list[Any] = []
         self._error: Exception | None = None
 
@@ -108,7 +113,7 @@ class _Lookup:
         key = (host, port, flags)
         with cls._mutex:
             lookup = cls._under_way.get(key)
-            if lookup is not None:
+            if lookup is not None and not lookup._is_stale:
                 return lookup
             lookup = cls(*key)
             if is_numeric(host):
@@ -121,20 +126,26 @@ class _Lookup:
             lookup._run()
         return lookup
 
+    @property
+    def _is_stale(self) -> bool:
+        return self._done.is_set() and time.monotonic() - self._done_at > KEPT_SECONDS
+
     def _run(self) -> None:
         host, port, flags = self._key
         try:
             self._found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
         except Exception as error:  # noqa: BLE001 - the top of a thread: `result` raises it
             self._error = error
+        self._done_at = time.monotonic()
         self._done.set()
 
     def result(self, seconds: float) -> list[Any]:
         """Return what getaddrinfo returned, or raise what it raised; AddressNotReady where it takes too long."""
         if not self._done.wait(seconds):
             raise AddressNotReady(f"{self._key[0]}: the name server has not answered yet", LOOKUP_SECONDS_MAX)
-        with self._mutex, contextlib.suppress(KeyError):
-            del self._under_way[self._key]
+        with self._mutex:
+            if self._under_way.get(self._key) is self:
+                del self._under_way[self._key]
         if self._error is not None:
             raise self._error
         return self._found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost
+from filestreamer.wire.sockets import addresses
 from filestreamer.wire.sockets.addresses import format_address, resolve
 
 
@@ -98,6 +99,33 @@ def test_a_name_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     resolve("slow.example", 7800, seconds=30)
     assert len(asked) == 2  # an answer is not kept
+
+
+def test_an_answer_that_came_long_ago_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that was down when a push gave up says nothing of the push a day later."""
+    answers = iter([socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "192.0.2.1"])
+    goes_on, has_answered = threading.Event(), threading.Event()
+
+    def getaddrinfo(_: str, port: int, **__: Any) -> list[tuple[Any, ...]]:
+        assert goes_on.wait(30)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, port))]
+
+    def run(lookup: addresses._Lookup) -> None:
+        look_up(lookup)
+        has_answered.set()
+
+    look_up = addresses._Lookup._run
+    monkeypatch.setattr(addresses._Lookup, "_run", run)
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    with pytest.raises(AddressNotReady, match="has not answered yet"):
+        resolve("gateway.example", 9091, seconds=0)
+    goes_on.set()
+    assert has_answered.wait(30)
+    monkeypatch.setattr(addresses, "KEPT_SECONDS", -1.0)
+    assert resolve("gateway.example", 9091, seconds=30) == [(socket.AF_INET, ("192.0.2.1", 9091))]
 
 
 def test_a_name_is_looked_up_even_without_another_thread(
