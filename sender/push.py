@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from filestreamer.wire.errors import Code, from_os_error
 from sender.settings import STDIN, SenderSettings
 
 if TYPE_CHECKING:
@@ -45,4 +44,6 @@ def _look(settings: SenderSettings) -> None:
             try:
                 os.stat(path)
             except OSError as error:
-                raise from_os_error(error, Code.SOURCE, f"can't read {path}") from None
+                from sender.listing.listing import not_readable  # no other run needs it here
+
+                raise not_readable(path, error) from None

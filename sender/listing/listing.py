@@ -208,17 +208,18 @@ def _is_plain_file(paths: tuple[str, ...]) -> bool:
         try:
             is_directory.append(stat.S_ISDIR(os.stat(path).st_mode))
         except OSError as error:
-            raise _with_hint(from_os_error(error, Code.SOURCE, f"can't read {path}"), path, error) from None
+            raise not_readable(path, error) from None
         if not is_directory[-1]:
             check_readable(os.fsencode(path))
     return is_directory == [False]
 
 
-def _with_hint(failure: TransferFailed, path: str, error: OSError) -> TransferFailed:
-    """Add how to fetch what is on another machine, to the error of a path that is not there and looks like that."""
+def not_readable(path: str, error: OSError) -> TransferFailed:
+    """Make the error of a path that the user names; it says how to fetch one of another machine."""
     from filestreamer.ssh.remote import is_remote  # few runs need it
 
+    failure = from_os_error(error, Code.SOURCE, f"can't read {path}")
     if error.errno != errno.ENOENT or not is_remote(path):
         return failure
-    reason = f"{failure.reason}: what is on another machine, the receiver fetches: filestreamer-receiver --from {path}"
-    return TransferFailed(failure.code, reason)
+    hint = f"what is on another machine, the receiver fetches: filestreamer-receiver --from {path}"
+    return TransferFailed(failure.code, f"{failure.reason}: {hint}")

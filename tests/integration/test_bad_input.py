@@ -50,10 +50,11 @@ def test_missing_source(pair: Pair) -> None:
     assert message == f"can't read {file}: No such file or directory"
 
 
+@pytest.mark.parametrize("to", [NOBODY, "nowhere.invalid:dir"])
 @pytest.mark.parametrize("path", ["nas:x", "alice@nas:photos/2024", "ssh://nas:2222/srv"])
-def test_a_path_of_another_machine_is_for_the_receiver_to_fetch(pair: Pair, path: str) -> None:
+def test_a_path_of_another_machine_is_for_the_receiver_to_fetch(pair: Pair, path: str, to: str) -> None:
     """As with scp, which takes such a path on either side."""
-    message = pair.start("sender", path, "--to", NOBODY).fails(4, "source")
+    message = pair.start("sender", path, "--to", to).fails(4, "source")
     assert message.startswith(f"can't read {path}: No such file or directory: ")
     assert message.endswith(f"filestreamer-receiver --from {path}")
 
