@@ -208,15 +208,13 @@ class TargetOpener:
             raise TransferFailed(Code.POLICY, "standard output can't be received in shards")
         if not (is_stream or entry.type is m.EntryType.FILE):
             raise TransferFailed(Code.POLICY, "standard output takes one file or stream")
-        if is_stream and entry.size:
-            raise RemoteProtocolError("a stream was offered with a size")
+        if is_stream and offer.existing in (m.Existing.SKIP, m.Existing.NEWER):
+            raise RemoteProtocolError("a stream, which is read once, was offered to be left out")
         with self._reporting_refusal():
             window_bytes, self.window_cost_bytes = borrow_window(context.account, offer.chunk_size, self._window_bytes)
         file_share: FileShare | None = None
         writer: OrderedWriter | None = output
         if writer is None:
-            if offer.existing in (m.Existing.SKIP, m.Existing.NEWER):
-                raise RemoteProtocolError("a stream, which is read once, was offered to be left out")
             rule, _ = self._check_existing(entry, offer)
             file_share = self._claim_file(entry, Grid(0, offer.chunk_size), offer)
             file_share.file.follow(rule)

@@ -105,6 +105,12 @@ def test_damaged_bytes_are_not_passed_on(receiver: tuple[Service, int], peer: Ra
     assert rest_of(receiver[1]) == sample.content
 
 
+def test_a_stream_is_not_offered_to_be_left_out(peer: RawSender) -> None:
+    """It is read once, whatever it goes to."""
+    offer = m.Offer(KIB, None, False, 0, m.Existing.SKIP)
+    assert peer.offers(offer, m.ManifestPart(0, (STREAM,), True)).code is Code.PROTOCOL
+
+
 LIES: dict[str, Callable[[m.Finish], m.Finish]] = {
     "another digest": lambda f: f._replace(root_digest=bytes(16)),
     "more chunks": lambda f: f._replace(chunks=f.chunks + 1),
