@@ -25,7 +25,7 @@ def _segment_ranges(ranges: Any, least: int, what: str) -> tuple[m.SegmentRange,
     return tuple(
         m.SegmentRange(
             r.file_id,
-            within(r.first_segment, 0, limits.CHUNKS_PER_FILE, f"{what}.first_segment"),
+            within(r.first_segment, 0, limits.CHUNKS_PER_FILE - 1, f"{what}.first_segment"),
             within(r.segments, 1, limits.CHUNKS_PER_FILE - r.first_segment, f"{what}.segments"),
         )
         for r in ranges
