@@ -171,7 +171,9 @@ class Monitor:
                 return
             self._is_pushing = True
         while self._takes_push():
-            self._push_now(url)
+            # Whatever goes wrong costs this push alone: else none would follow, nor the end of whoever has called.
+            if error := run_to_end("pushing", lambda: self._push_now(url)):
+                self._warn_not_pushed(url, str(error))
 
     def _takes_push(self) -> bool:
         """Return whether this thread, which pushes, has to do so once more."""
@@ -180,20 +182,24 @@ class Monitor:
             return self._is_pushing
 
     def _push_now(self, url: str) -> None:
-        from filestreamer.settings import values
-        from filestreamer.telemetry.push import PUSH_SECONDS, Push
-
-        until = time.monotonic() + PUSH_SECONDS
         outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # why it failed, or None
         try:
+            from filestreamer.telemetry.push import PUSH_SECONDS, Push
+
+            until = time.monotonic() + PUSH_SECONDS
             push = Push(url, f"filestreamer_{self._service}")
             # A thread of its own, as nothing ends a look-up of a name, or an answer of a byte a second.
             start_thread(threading.Thread(target=self._push, args=(push, outcome), name="push", daemon=True), "pushing")
             reason = self._outcome(push, outcome, until)
-        except (TransferFailed, ValueError) as error:
+        except (TransferFailed, ValueError, OSError) as error:  # OSError: too many open files for the import
             reason = str(error)
         if reason is not None:
-            self._log.warning("not_pushed", to=values.without_password(url), reason=reason)
+            self._warn_not_pushed(url, reason)
+
+    def _warn_not_pushed(self, url: str, reason: str) -> None:
+        from filestreamer.settings import values
+
+        self._log.warning("not_pushed", to=values.without_password(url), reason=reason)
 
     def _push(self, push: "Push", outcome: "queue.SimpleQueue[str | None]") -> None:
         def send() -> None:

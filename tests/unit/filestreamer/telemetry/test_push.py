@@ -1,6 +1,8 @@
 """The push to a Pushgateway: where it goes, and that whatever the gateway does costs one warning and a bounded time."""
 
 import contextlib
+import errno
+import os
 import socket
 import ssl
 import threading
@@ -327,6 +329,24 @@ def test_a_name_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         assert refusal(f"http://me:{SECRET}@gateway.example:9091") == "gateway.example was not found within 0 s"
     finally:
         answered.set()
+
+
+def test_a_push_that_can_not_even_begin_leaves_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its modules can't be imported, because the process has too many open files."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    log = Log()
+    with Gateway(answering(b"HTTP/1.0 202 Accepted\r\n\r\n")) as gateway:
+        monitor = Monitor("sender", CommonSettings(pushgateway=values.url(f"http://127.0.0.1:{gateway.port}")), log)
+        monitor.ended(TransferCounters(b"t" * 16, "f", SENDER_STAGES), "complete")
+        with monkeypatch.context() as patched:
+            patched.setattr(push, "Push", refuse)
+            monitor.push()
+        assert log.warnings[0]["reason"] == "[Errno 24] Too many open files"
+        monitor.push()
+        assert len(gateway.asked) == len(log.warnings) == 1
 
 
 def test_a_signal_does_not_wait_for_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
