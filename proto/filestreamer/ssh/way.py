@@ -16,6 +16,7 @@ from filestreamer.wire.messages import Greeting
 from filestreamer.wire.session import Side
 from filestreamer.wire.sockets.addresses import Address, format_address, resolve
 from filestreamer.wire.sockets.dial import Dialing
+from filestreamer.wire.sockets.transport import Deadline
 
 DIRECT: Final = "direct"
 THROUGH_SSH: Final = "ssh"
@@ -150,14 +151,16 @@ def _check(sock: socket.socket, answer: Answer, side: Side) -> None:
     # The token shows later that it is that very service. A sender says nothing before the Greeting that it waits for.
     if side == "sender":
         return
-    body = framing.read_body(lambda count: _read(sock, count), limits.OPENING_FRAME_BYTES)
+    deadline = Deadline(TRYING_SECONDS, "the Greeting")
+    body = framing.read_body(lambda count: _read(sock, count, deadline), limits.OPENING_FRAME_BYTES)
     if not isinstance(decode(body), Greeting):
         raise OSError("it is another service")
 
 
-def _read(sock: socket.socket, count: int) -> memoryview:
+def _read(sock: socket.socket, count: int, deadline: Deadline) -> memoryview:
     data = bytearray()
     while len(data) < count:
+        deadline()  # beside the socket's timeout, which a peer that says a byte now and then never reaches
         some = sock.recv(count - len(data))
         if not some:
             raise ConnectionResetError("it closed the connection")

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -92,6 +93,36 @@ def test_another_service_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, sa
         chosen = way.choose(None, answer, way.candidates(answer, None), "receiver")
         assert chosen.name == way.THROUGH_SSH
         assert "no direct connection: 127.0.0.1:" in chosen.reason
+
+
+def test_a_peer_that_says_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Dripping(socket.socket):
+        """Says each byte of a long frame a second after the one before."""
+
+        def recv(self, _count: int, _flags: int = 0) -> bytes:
+            clock[0] += 1
+            return b"\x04" if clock[0] == 3 else b"\0"
+
+    class Dialled:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def connect(self) -> tuple[object, socket.socket]:
+            return (socket.AF_INET, ("192.0.2.1", 7800)), Dripping()
+
+        def failed(self, _address: object, reason: str) -> None:
+            self.reason = reason
+
+        def failure(self) -> str:
+            return self.reason
+
+    monkeypatch.setattr(way, "Dialing", Dialled)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    answer = Answer("s", "192.0.2.1", 7800, b"", 8, "m")
+    chosen = way.choose(None, answer, way.candidates(answer, None), "receiver")
+    assert chosen == ("ssh", "no direct connection: the Greeting took too long")
 
 
 def test_the_way_through_ssh() -> None:
