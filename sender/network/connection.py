@@ -164,15 +164,21 @@ class DataConnection(threading.Thread):
     def _poll(self, channel: Channel) -> None:
         """Take in the acknowledgements that have come."""
         self._polled_bytes = self.counters.moved_bytes
-        while (body := channel.poll_body()) is not None:
+        while (body := channel.poll_body(self._most_bytes)) is not None:
             self._take_acknowledgement(body)
+
+    @property
+    def _most_bytes(self) -> int:
+        """The largest frame that the receiver may send next."""
+        is_opening = self._pending is not None and not self._pending.is_over
+        return limits.OPENING_FRAME_BYTES if is_opening else limits.FRAME_BYTES
 
     def _wait_for_acknowledgement(self, channel: Channel) -> None:
         self._took_at = time.monotonic()  # sending may have taken long: count the receiver's silence from now
         self._clock.enter("wait_ack")
         if self._pending is not None and not self._pending.is_over:
             channel.patience = self._check_opening
-        body = channel.read_body()
+        body = channel.read_body(self._most_bytes)
         channel.patience = self._check_peer
         self._clock.enter(None)
         self._take_acknowledgement(body)

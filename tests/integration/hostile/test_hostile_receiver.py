@@ -286,6 +286,24 @@ def test_data_connections_say_nothing_where_control_is_turned_away(pair: Pair, s
         assert sender.events("connection_lost") == []
 
 
+def test_a_greeting_beyond_the_limit_of_an_opening(pair: Pair, source: Path, tmp_path: Path) -> None:
+    """On a data connection, too, where chunks are sent before it is read: there is no token at all."""
+    with RawReceiver() as receiver:
+        to = ("--to", receiver.address, "--chunk-size", "1KiB", "--connections", 1)
+        sender = pair.start("sender", source, *to, env={"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)})
+        control, data = receiver.accept(), receiver.accept()
+        openings = [ReceiverOpening(receiver.incarnation, None, features=NO_RUNS) for _ in range(2)]
+        control.send_raw(frame_of(openings[0].greeting_body))
+        control.expect(m.Hello)
+        control.send(openings[0].welcome())
+        control.expect(m.Offer)
+        control.expect(m.ManifestPart)
+        unknown_field = b"\xfa\x07\xd0\x0f" + bytes(2000)
+        data.send_raw(frame_of(openings[1].greeting_body + unknown_field))
+        control.send(m.Needed((), (m.SegmentRange(0, 0, 10),)))
+        assert "the limit is 1024" in sender.wait_for("connection_lost")["reason"]
+
+
 def test_another_incarnation_for_data(pair: Pair, source: Path) -> None:
     """The name leads to two receivers: no chunk goes to the other one, and the error says so in the end."""
 

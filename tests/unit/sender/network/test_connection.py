@@ -55,10 +55,10 @@ class Wire:
     def tolerate_closed_window(self) -> None:
         pass
 
-    def poll_body(self) -> None:
+    def poll_body(self, _limit: int) -> None:
         pass
 
-    def read_body(self) -> bytes:
+    def read_body(self, _limit: int) -> bytes:
         if not self.answers:
             raise ConnectionLost("closed")
         return encode(self.answers.pop(0))
@@ -201,7 +201,7 @@ class Proxied(Wire):
     def unacknowledged_bytes(self) -> int:
         return 0
 
-    def read_body(self) -> bytes:
+    def read_body(self, _limit: int) -> bytes:
         for _ in range(self.seconds):
             self.clock.now += 1
             self.tick()
@@ -278,7 +278,7 @@ class Recording(Wire):
         self.sent += data
         super().send(data, more=more)
 
-    def poll_body(self) -> None:
+    def poll_body(self, _limit: int) -> None:
         if not self.answers:
             raise ConnectionLost("closed")
 
