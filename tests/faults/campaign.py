@@ -60,7 +60,7 @@ SEED: Final = int(os.environ.get("FAULT_SEED", "0"))
 NAME: Final = "file"
 IMPATIENT_SECONDS: Final = 4
 PATIENT_SECONDS: Final = 60
-END_SECONDS: Final = 15
+END_SECONDS: Final = 45
 OLD: Final = b"what stood there before"
 
 

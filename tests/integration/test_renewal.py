@@ -17,7 +17,7 @@ from tests.support.staging import Staging
 from tests.support.waiting import until
 
 OLD, NEW = "the token of before", "the token from now on"
-SLOW = ("--rate-limit", "2MB", "--connections", 2, "--chunk-size", "128KiB")
+SLOW = ("--rate-limit", "1MB", "--connections", 2, "--chunk-size", "128KiB")
 SIZE = 8_000_000
 
 
@@ -41,6 +41,14 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(old, new, *receivers, old.issue("old-sender"), new.issue("new-sender"))
 
 
+def put(text: str, path: Path) -> None:
+    """Replace a file as a whole: half of one is none that a service could use, and it says so."""
+    new = path.with_name(f".{path.name}")
+    new.write_text(text)
+    new.chmod(0o600)
+    new.rename(path)
+
+
 class Files:
     """The files that services are given; what they say is replaced in the tests."""
 
@@ -52,14 +60,14 @@ class Files:
         self.token = directory / "token"
 
     def show(self, pem: Pem) -> None:
-        shutil.copy(pem.certificate, self.certificate)
-        shutil.copy(pem.key, self.key)
+        put(pem.certificate.read_text(), self.certificate)
+        put(pem.key.read_text(), self.key)
 
     def trust(self, authority: Authority) -> None:
-        shutil.copy(authority.certificate, self.ca)
+        put(authority.certificate.read_text(), self.ca)
 
     def say(self, token: str) -> None:
-        self.token.write_text(token)
+        put(token, self.token)
 
     @property
     def shown(self) -> tuple[object, ...]:
@@ -114,10 +122,10 @@ def test_a_renewed_certificate_is_shown(pair: Pair, pki: Certificates, ours: Fil
     file = pair.file("f", SIZE)
     sender = pair.sender(file, address, *pki.old.trusted, *SLOW)
     moving(pair, file, sender)
-    shutil.copy(pki.new_receiver.certificate, ours.certificate)
+    put(pki.new_receiver.certificate.read_text(), ours.certificate)
     assert "does not belong to the certificate" in receiver.wait_for("not_renewed")["reason"]
     assert certificate_of(address) == pki.old_receiver.certificate.read_text().strip()
-    shutil.copy(pki.new_receiver.key, ours.key)
+    put(pki.new_receiver.key.read_text(), ours.key)
     receiver.wait_for("renewed")
     assert certificate_of(address) == pki.new_receiver.certificate.read_text().strip()
     assert len(receiver.events("not_renewed")) == 1

@@ -15,7 +15,7 @@ from tests.support.staging import Staging
 from tests.support.waiting import until
 
 USERS = ("alice", "bob", "carol")
-SLOW = ("--rate-limit", "2MB", "--connections", 2, "--chunk-size", "128KiB")
+SLOW = ("--rate-limit", "1MB", "--connections", 2, "--chunk-size", "128KiB")
 SIZE = 8_000_000
 
 
