@@ -14,19 +14,21 @@ import pytest
 from tests.support.services import Pair, Service, same
 from tests.support.waiting import until
 
-SLOW = ("--rate-limit", "4MB", "--connections", 1, "--chunk-size", "256KiB")
+SLOW = ("--rate-limit", "1MB", "--connections", 1, "--chunk-size", "256KiB")
 SIZE = 8_000_000
+FASTER = ("--rate-limit", "4MB", *SLOW[2:])
+"""Where the transfer goes on to its end."""
 SIDES = ("sender", "receiver")
 
 
-def moving(pair: Pair, *under: str, side: str = "sender") -> tuple[Service, Service]:
+def moving(pair: Pair, *under: str, side: str = "sender", speed: tuple[object, ...] = SLOW) -> tuple[Service, Service]:
     """Return a sender and a receiver in the middle of a transfer; that of `side` runs under a command."""
     before = {side: under}
     receiver = pair.start(
         "receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=before.get("receiver", ())
     )
     file = pair.file("f", SIZE)
-    sender = pair.start("sender", file, "--to", pair.address(receiver), *SLOW, under=before.get("sender", ()))
+    sender = pair.start("sender", file, "--to", pair.address(receiver), *speed, under=before.get("sender", ()))
     receiver.wait_for("transfer_started")
     return sender, receiver
 
@@ -56,7 +58,7 @@ def test_a_hangup_ends_it_in_order(pair: Pair, side: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("side", SIDES)
 def test_a_signal_that_was_ignored_stays_ignored(pair: Pair, side: str, number: signal.Signals) -> None:
-    sender, receiver = moving(pair, *ignoring(number), side=side)
+    sender, receiver = moving(pair, *ignoring(number), side=side, speed=FASTER)
     (sender if side == "sender" else receiver).signal(number)
     sender.succeeds()
     assert same(pair.source / "f", pair.destination / "f")
@@ -88,7 +90,7 @@ def test_how_ssh_ended_is_known_where_the_ends_of_children_were_ignored(pair: Pa
 
 
 def test_nohup(pair: Pair) -> None:
-    sender, _ = moving(pair, _found("nohup"))
+    sender, _ = moving(pair, _found("nohup"), speed=FASTER)
     sender.signal(signal.SIGHUP)
     sender.succeeds()
 

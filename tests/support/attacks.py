@@ -44,12 +44,19 @@ def sockets_of(service: Service) -> list[str]:
 
 
 class Running:
-    """A real transfer that takes one or two seconds, while others attack."""
+    """A real transfer that takes one or two seconds, while others attack; at a lower rate, longer."""
 
-    def __init__(self, pair: Pair, address: str, *flags: object, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        address: str,
+        *flags: object,
+        env: Mapping[str, str] | None = None,
+        rate_limit: str = "4MiB/s",
+    ) -> None:
         self._pair = pair
         self.file = pair.file("running", 6 * MIB, seed=5)
-        rate = ("--rate-limit", "4MiB/s", "--chunk-size", "64KiB", "--connections", 4)
+        rate = ("--rate-limit", rate_limit, "--chunk-size", "64KiB", "--connections", 4)
         self.sender = pair.sender(self.file, address, *rate, *flags, env=env)
         Staging(pair.destination, "running").wait_for_records(4)
 

@@ -122,7 +122,7 @@ def test_hard_links_that_look_like_a_staged_file(pair: Pair, outside: Path, whic
 def test_staged_file_swapped_before_commit(pair: Pair, outside: Path, swapped_for: str) -> None:
     """What is put in place is the file that was written and synced, not whatever has its name by then."""
     receiver = pair.receiver()
-    running = Running(pair, pair.address(receiver))
+    running = Running(pair, pair.address(receiver), rate_limit="1MiB/s")
     staging = Staging(pair.destination, "running")
     staging.data.unlink()
     if swapped_for == "symlink":
@@ -194,7 +194,7 @@ def test_destination_replaced_by_a_symlink(pair: Pair, outside: Path) -> None:
 
 def test_destination_replaced_in_the_middle(pair: Pair, outside: Path) -> None:
     receiver = pair.receiver()
-    running = Running(pair, pair.address(receiver))
+    running = Running(pair, pair.address(receiver), rate_limit="1MiB/s")
     moved = pair.destination.with_name("moved")
     pair.destination.rename(moved)
     pair.destination.symlink_to(outside)
@@ -207,7 +207,7 @@ def test_staging_replaced_by_a_symlink(pair: Pair, outside: Path) -> None:
     """Between two transfers of one receiver, and under one that runs."""
     receiver = pair.receiver()
     address = pair.address(receiver)
-    running = Running(pair, address)
+    running = Running(pair, address, rate_limit="1MiB/s")
     staging = pair.destination / ".filestreamer"
     staging.rename(pair.destination / "elsewhere")
     staging.symlink_to(outside)

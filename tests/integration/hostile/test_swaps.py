@@ -13,7 +13,7 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.limits import KIB
 from tests.support import trees
 from tests.support.peer import Ended, Link, RawReceiver, read_chunk
-from tests.support.services import Pair
+from tests.support.services import HANG, Pair
 
 SECRET = b"TOP SECRET " * 400
 SIZE = len(SECRET)
@@ -105,7 +105,7 @@ class Greedy:
         thread = threading.Thread(target=self._read, daemon=True)
         thread.start()
         yield
-        thread.join(10)
+        thread.join(HANG)
         assert not thread.is_alive()
 
     def _read(self) -> None:
