@@ -13,6 +13,7 @@ from tests.support import disks, services
 from tests.support.certificates import Authority
 from tests.support.relay import READ_BYTES, Relay
 from tests.support.services import HANG, Pair, Service, impatient, inject, same
+from tests.support.staging import statuses
 
 NEEDED_BYTES = 256 * limits.MIB
 BLOCKS = 12
@@ -239,7 +240,7 @@ def wait_for_acknowledged(pair: Pair, at_least: int) -> None:
     records = at_least // (64 * limits.KIB)
     end = time.monotonic() + HANG
     while not any(
-        path.stat().st_size >= 32 * (records + 2) for path in pair.destination.glob(".filestreamer/*.ledger")
+        each.st_size >= 32 * (records + 2) for each in statuses(pair.destination / ".filestreamer", "*.ledger")
     ):
         assert time.monotonic() < end, "nothing was acknowledged"
         time.sleep(0.01)
@@ -296,6 +297,6 @@ def test_a_peer_that_said_nothing_leaves_no_verdict(pair: Pair, seed: int) -> No
 def wait_for_staged_bytes(pair: Pair, at_least: float) -> None:
     """Wait until so much is in the staged file, which has its full size from the beginning."""
     end = time.monotonic() + HANG
-    while not any(path.stat().st_blocks * 512 >= at_least for path in pair.destination.glob(".filestreamer/*.data")):
+    while not any(each.st_blocks * 512 >= at_least for each in statuses(pair.destination / ".filestreamer", "*.data")):
         assert time.monotonic() < end, "nothing was written"
         time.sleep(0.01)

@@ -10,6 +10,7 @@ import pytest
 from tests.support.certificates import Authority
 from tests.support.forwarder import Forwarder
 from tests.support.services import HANG, Pair, Service, make_file, same, tree
+from tests.support.staging import statuses
 from tests.support.waiting import until, with_patience
 
 MIB = 1 << 20
@@ -187,7 +188,7 @@ def test_the_same_command_resumes_what_was_killed(pair: Pair, dials: str, killed
         if side == order[0]:
             pair.address(running[side])
     staging = pair.destination / ".filestreamer"
-    until(lambda: sum(each.stat().st_blocks for each in staging.rglob("*") if each.is_file()) > 2048, "chunks come")
+    until(lambda: sum(each.st_blocks for each in statuses(staging)) > 2048, "chunks come")
     running[killed].signal(signal.SIGKILL)
     assert running[killed].wait() == 137
     running[killed] = services[killed]()

@@ -12,6 +12,7 @@ from filestreamer.wire.limits import KIB
 from tests.support.exchange import deliver
 from tests.support.peer import RawReceiver, RawSender, Sample, read_chunk
 from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient
+from tests.support.staging import statuses
 
 GIVE_UP = 0.5 * UNIT
 
@@ -107,7 +108,7 @@ def interrupted(pair: Pair, *args: object) -> Service:
     slowly = ("--rate-limit", "64KiB", "--chunk-size", "16KiB")
     sender = pair.start("sender", file, "--to", pair.address(receiver), *slowly, *args, **impatient("sender", BOUNDS))
     end = time.monotonic() + HANG
-    while not any(path.stat().st_size > LEDGER_BYTES for path in pair.destination.rglob("*.ledger")):
+    while not any(each.st_size > LEDGER_BYTES for each in statuses(pair.destination, "*.ledger")):
         assert time.monotonic() < end
         time.sleep(0.02)
     receiver.signal(signal.SIGKILL)

@@ -12,6 +12,7 @@ from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
 from tests.support.peer import RawReceiver
 from tests.support.services import Pair, same
+from tests.support.staging import statuses
 from tests.support.waiting import until
 
 KIB: Final = 1 << 10
@@ -109,7 +110,7 @@ def test_data_that_was_staged_where_a_hole_is_now(pair: Pair) -> None:
     receiver = pair.receiver()
     sender = pair.sender(file, pair.address(receiver), "--chunk-size", "1MiB", "--rate-limit", "8MiB/s")
     staging = pair.destination / ".filestreamer"
-    until(lambda: any(each.stat().st_size > 200 for each in staging.glob("*.ledger")), "a few chunks in the ledger")
+    until(lambda: any(each.st_size > 200 for each in statuses(staging, "*.ledger")), "a few chunks in the ledger")
     sender.process.kill()
     sender.process.wait()
     make(file, 16 * MIB, [(5 * MIB + 1000, 10_000)])
@@ -140,7 +141,7 @@ def test_a_file_is_touched_when_its_hole_was_told(pair: Pair, kind: str, gets_by
     args = ("--chunk-size", "256KiB", "--connections", 1, "--rate-limit", "1MiB/s")
     sender = pair.sender(file if kind == "file" else source, pair.address(receiver), *args)
     staging = pair.destination / ".filestreamer"
-    until(lambda: any(each.stat().st_size > 100 for each in staging.glob("*.ledger")), "chunks behind the hole")
+    until(lambda: any(each.st_size > 100 for each in statuses(staging, "*.ledger")), "chunks behind the hole")
     if gets_bytes:
         keeping_mtime(file, lambda fd: os.pwrite(fd, b"x", 1_000_000))
     else:
@@ -214,7 +215,7 @@ def test_a_receiver_is_killed_between_zeros_and_bytes(pair: Pair, kind: str) -> 
     args = ("--chunk-size", "256KiB", "--connections", 2, "--rate-limit", "1MiB/s")
     sender = pair.sender(file if kind == "file" else source, address, *args)
     staging = pair.destination / ".filestreamer"
-    until(lambda: any(each.stat().st_size > 100 for each in staging.glob("*.ledger")), "a few chunks in the ledger")
+    until(lambda: any(each.st_size > 100 for each in statuses(staging, "*.ledger")), "a few chunks in the ledger")
     receiver.process.kill()
     receiver.process.wait()
     (staged,) = staging.glob("*.data")

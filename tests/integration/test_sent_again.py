@@ -10,6 +10,7 @@ import pytest
 from filestreamer.wire.limits import KIB, MIB
 from tests.support.disks import disk, ext4_of_whole_seconds
 from tests.support.services import Pair, same
+from tests.support.staging import statuses
 from tests.support.waiting import until
 
 MTIME = 1_700_000_001_123_456_789
@@ -131,7 +132,7 @@ def test_what_an_interrupted_run_left_of_another_version_is_not_lost(pair: Pair)
     sender = pair.sender(file, pair.address(receiver), *args)
     receiver.wait_for("transfer_started")
     ledger_of = pair.destination / ".filestreamer"
-    until(lambda: any(each.stat().st_size > 2000 for each in ledger_of.glob("*.ledger")), "chunks in the ledger")
+    until(lambda: any(each.st_size > 2000 for each in statuses(ledger_of, "*.ledger")), "chunks in the ledger")
     sender.end()
     receiver.end()
     sent = send(pair, file, "--chunk-size", "64KiB", "--checksum")

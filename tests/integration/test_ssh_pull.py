@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.behind_ssh import MIB, SLOW, Far, behind_ssh
 from tests.support.services import Pair, make_file, same, tree
+from tests.support.staging import statuses
 from tests.support.waiting import until
 
 
@@ -26,7 +27,7 @@ def make_run(far: Far) -> Path:
 def staged(pair: Pair) -> int:
     """Return how many bytes are in staging."""
     staging = pair.destination / ".filestreamer"
-    return sum(path.stat().st_blocks * 512 for path in staging.rglob("*"))
+    return sum(each.st_blocks * 512 for each in statuses(staging))
 
 
 # --- what is moved

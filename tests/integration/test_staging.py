@@ -17,7 +17,7 @@ from tests.support import trees
 from tests.support.exchange import deliver
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
 from tests.support.services import UNIT, Pair, Service, inject, same, tree
-from tests.support.staging import Staging
+from tests.support.staging import Staging, statuses
 from tests.support.waiting import gives_up_busy, until
 
 CHUNK = 10_000
@@ -275,7 +275,7 @@ SPACE = 64 * MIB
 
 def space(pair: Pair) -> int:
     """Count the bytes that everything in the destination takes on the disk."""
-    return sum(path.lstat().st_blocks * 512 for path in pair.destination.rglob("*"))
+    return sum(each.st_blocks * 512 for each in statuses(pair.destination))
 
 
 def offer(peer: RawSender, *, type: m.EntryType = m.EntryType.FILE, shard: m.Shard | None = None) -> Link:

@@ -21,6 +21,7 @@ from sender.source.item import Item
 from tests.support import sending, trees
 from tests.support.proxy import OPENED_BYTES, Cut, Fault, FlipPayload, Proxy, Reset
 from tests.support.services import HANG, Pair, Service
+from tests.support.staging import statuses
 from tests.support.waiting import gives_up_busy, until
 
 
@@ -786,7 +787,10 @@ def test_a_killed_sender_goes_on_where_it_was(pair: Pair, long: Path) -> None:
     receiver = pair.receiver()
     sender = pair.sender(long, pair.address(receiver), *SLOW)
     until(lambda: list(pair.destination.glob(".filestreamer/*.tree")), "a tree is staged")
-    until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB, "100 KiB are staged")
+    until(
+        lambda: sum(each.st_size for each in statuses(pair.destination / ".filestreamer")) > 100 * KIB,
+        "100 KiB are staged",
+    )
     sender.end()
     sent = pair.sender(long, pair.address(receiver), *SLOW[2:]).succeeds()
     assert 0 < sent["sent_bytes"] < sent["bytes"]
@@ -797,7 +801,8 @@ def test_a_killed_sender_goes_on_where_it_was(pair: Pair, long: Path) -> None:
 
 def staged(pair: Pair) -> list[Path]:
     """Return the files in staging; what goes while this looks is none."""
-    return [path for path in pair.destination.glob(".filestreamer/**/*") if path.is_file()]
+    walked = os.walk(pair.destination / ".filestreamer")
+    return [Path(top, name) for top, _, names in walked for name in names]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

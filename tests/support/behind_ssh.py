@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.support.services import HANG, Pair, Service
 from tests.support.sshd import Process, Sshd, sshd
+from tests.support.staging import statuses
 from tests.support.waiting import until
 
 MIB = 1 << 20
@@ -69,7 +70,7 @@ class Far:
     def holds(self, size: int) -> bool:
         """Whether so many bytes, at least, are in staging."""
         staging = self.incoming / ".filestreamer"
-        return sum(path.stat().st_blocks * 512 for path in staging.rglob("*")) >= size
+        return sum(each.st_blocks * 512 for each in statuses(staging)) >= size
 
     @property
     def incoming(self) -> Path:

@@ -108,7 +108,8 @@ class Command(abc.ABC):
         return [line for line in self._stderr_objects() if "event" in line]
 
     def _stderr_objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+        lines = self.stderr.splitlines(keepends=True)  # the last one may be written still, up to a brace in its middle
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
     @property
     def results(self) -> list[dict[str, Any]]:

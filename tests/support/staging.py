@@ -3,6 +3,8 @@
 Ledgers are written and read by the receiver's own encoders: what is tested here is what it makes of them.
 """
 
+import contextlib
+import fnmatch
 import os
 import random
 import time
@@ -13,6 +15,16 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.grid import Grid
 from receiver.disk.staging import ledger
 from tests.support.services import HANG
+
+
+def statuses(directory: Path, pattern: str = "*") -> list[os.stat_result]:
+    """Return the status of each file below a directory in which a service works; what goes meanwhile is none."""
+    found = []
+    for top, _, names in os.walk(directory):
+        for name in fnmatch.filter(names, pattern):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.lstat(os.path.join(top, name)))
+    return found
 
 
 class Staging:
