@@ -19,7 +19,7 @@ from tests.support.exchange import deliver
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
 from tests.support.services import HANG, UNIT, Pair, Service, same
 from tests.support.staging import Staging
-from tests.support.waiting import gives_up_busy
+from tests.support.waiting import gives_up_busy, until
 
 MIB = 1 << 20
 CHUNK_SIZE = 64 * 1024
@@ -309,7 +309,9 @@ def test_a_plain_sender_and_a_shard(pair: Pair, file: Path, *, plain_first: bool
         first = pair.sender(file, address, *plain, "--rate-limit", SLOWER)
     else:
         first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
-    Staging(pair.destination, "f").wait_for_records(1)
+    staging = Staging(pair.destination, "f")
+    staging.wait_for_records(1)
+    until(lambda: any(index % COUNT == 0 for index in staging.claims().indices()), "a chunk of shard 0 is there")
     first.signal(signal.SIGSTOP)  # it stays under way however long the others take
 
     def second(give_up_after: float) -> Service:

@@ -43,3 +43,11 @@ def gives_up_busy(start: Callable[[float], Service]) -> str:
 
     with_patience(is_told, "refused with BUSY")
     return told
+
+
+def undisturbed(attempt: Callable[[], bool], what: str) -> None:
+    """Attempt what is spoilt where the machine stands still for a moment, again if it is: whether it was not is said.
+
+    For what a service decides by rates that it measures. What it decides rightly on a disturbed machine is no fault.
+    """
+    assert any(attempt() for _ in range(4)), f"{what}: not in four attempts"
