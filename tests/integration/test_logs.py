@@ -334,8 +334,10 @@ def test_a_receiver_whose_results_nobody_reads(pair: Pair, full: FullPipe, is_bl
 def test_results_are_there_for_who_comes_back(pair: Pair, full: FullPipe) -> None:
     receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, stdout=full.writer)
     address = pair.address(receiver)
-    ids = [pair.sender(pair.file(name, 1000), address).succeeds()["transfer_id"] for name in "abc"]
-    receiver.wait_for("transfer_complete", count=3)
+    ids = []
+    for name in "abc":
+        ids.append(pair.sender(pair.file(name, 1000), address).succeeds()["transfer_id"])
+        receiver.wait_for("transfer_complete", count=len(ids))
     full.read()
     receiver.signal(signal.SIGTERM)
     ends(receiver, 128 + signal.SIGTERM)

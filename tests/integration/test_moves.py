@@ -467,6 +467,7 @@ def test_once_outlives_a_failed_transfer(pair: Pair) -> None:
     receiver = pair.receiver("--once")
     address = pair.address(receiver)
     pair.sender(file, address, "--as", ".filestreamer").fails(3, "path", status="refused")
+    receiver.wait_for_results(1)
     pair.sender(file, address).succeeds()
     assert receiver.wait() == 0
     assert [result["status"] for result in receiver.results] == ["refused", "complete"]

@@ -22,7 +22,7 @@ from tests.support.waiting import until
 
 NAME: Final = "m entry"
 """The entry that meets the obstacle: neither the first nor the last one of its directory."""
-SLOW: Final = ("--rate-limit", "2MB", "--connections", "2")
+SLOW: Final = ("--rate-limit", "1MB", "--connections", "2")
 
 
 class Made(NamedTuple):

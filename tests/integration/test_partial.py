@@ -155,6 +155,7 @@ def test_a_receiver_that_serves_on_reports_it_and_stays(pair: Pair, tree: Path) 
     receiver = pair.receiver()
     with unreadable(tree / "x" / "secret"):
         start(pair, tree, "--to", pair.address(receiver)).falls_short()
+    receiver.wait_for_results(1)
     start(pair, tree, "--to", pair.address(receiver)).succeeds()
     first, second = receiver.wait_for_results(2)
     assert (first["status"], first["exit_code"], first["committed"]) == ("failed", 5, True)

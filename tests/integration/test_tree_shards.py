@@ -97,7 +97,10 @@ def test_one_after_the_other(pair: Pair, tree: Path, order: tuple[int, ...]) -> 
     """Each but the last says that others are missing; the last one says how much all of them moved."""
     receiver = pair.receiver()
     to = pair.address(receiver)
-    results = [ends_well(shard(pair, to, index, 3), committed=index == order[-1]) for index in order]
+    results = []
+    for index in order:
+        results.append(ends_well(shard(pair, to, index, 3), committed=index == order[-1]))
+        receiver.wait_for_results(len(results))
     check_arrived(pair)
     assert [result["job"]["shards_finished"] for result in results] == [1, 2, 3]
     files, size = size_of(tree)
@@ -105,7 +108,6 @@ def test_one_after_the_other(pair: Pair, tree: Path, order: tuple[int, ...]) -> 
     assert (whole["name"], whole["shard"], whole["files"]) == (JOB, f"{order[-1]}/3", files)
     assert whole["bytes"] == sum(result["bytes"] for result in results)
     assert whole["bytes"] <= size  # chunks of holes are not counted
-    until(lambda: len(receiver.results) == 3, "the receiver has told all three")
     assert [result["job"] for result in receiver.results] == [result["job"] for result in results]
 
 
