@@ -153,7 +153,8 @@ def test_a_dry_run_changes_nothing(pair: Pair, tmp_path: Path, temporary: Path) 
 def test_ssh_is_killed(pair: Pair, tmp_path: Path, temporary: Path, via: str) -> None:
     with behind_ssh(pair, tmp_path, temporary) as far:
         file = pair.file("a", 24 * MIB)
-        sender = far.push(file, "--via", via, "--chunk-size", "1MiB", "--connections", "8", *SLOW)
+        slowly = ("--rate-limit", "3MiB/s")  # a login takes a busy machine some seconds
+        sender = far.push(file, "--via", via, "--chunk-size", "1MiB", "--connections", "8", *slowly)
         until((far.incoming / ".filestreamer").exists, "it has begun")
         (login,) = far.clients("receiver serve")
         login.signal()
