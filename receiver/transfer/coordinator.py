@@ -66,6 +66,8 @@ class Coordinator:
         self._counters = context.counters
         self._thread_id = 0
         self._offer: m.Offer | None = None
+        self._control_reader: threading.Thread | None = None
+        """The thread that reads the control connection that is open, if any."""
         self._joiner = PartJoiner()
         self._has_xattrs_memory = False
         self.opening = threading.Lock()
@@ -189,6 +191,7 @@ class Coordinator:
         reader = threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True)
         try:
             start_thread(reader, "the control connection")
+            self._control_reader = reader
         except TransferFailed as error:
             self._link.channel = None
             with contextlib.suppress(FilestreamerError):
@@ -203,6 +206,23 @@ class Coordinator:
                 channel.send_message(welcome)
         except ConnectionLost:
             channel.shut()
+
+    def close_control(self, seconds: float) -> None:
+        """End the control connection, now that the transfer is over, within some seconds. Never raises.
+
+        Its reader leaves it first: a socket that is closed just before a thread reads from it may give its descriptor
+        to another connection, whose bytes that thread would take.
+        """
+        channel, reader, until = self._link.channel, self._control_reader, time.monotonic() + seconds
+        if channel is None:
+            return
+        channel.finish_writing()
+        if reader is not None:
+            reader.join(max(0.0, seconds))
+            if reader.is_alive():
+                channel.shut()
+                reader.join(TICK_SECONDS)
+        channel.close_in_order(max(0.0, until - time.monotonic()))
 
     def _read_control(self, channel: Channel) -> None:
         """Read a control connection until it ends. Runs in a thread of its own, which never writes."""

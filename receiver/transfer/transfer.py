@@ -260,5 +260,4 @@ class Transfer(threading.Thread):
         attempt("turning connections away", self.mailbox.turn_away)
 
     def _close_control(self) -> None:
-        if self._link.channel is not None:
-            self._link.channel.close_in_order(min(limits.CLOSING_SECONDS, self._ending.deadline - time.monotonic()))
+        self._coordinator.close_control(min(limits.CLOSING_SECONDS, self._ending.deadline - time.monotonic()))

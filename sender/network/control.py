@@ -106,7 +106,7 @@ class ControlReader(threading.Thread):
         try:
             self._link.read(channel, lambda body: self._mailbox.post(Received(body, channel)), self._is_behind)
         finally:
-            self._connector.close_channel(channel)
+            self._link.let_go(channel, self._connector.close_channel)
 
     def begin_stop(self, channel: Channel | None) -> None:
         """Ask the thread to end. If a channel is open, tell the receiver that nothing follows on it."""

@@ -52,6 +52,7 @@ class ControlLink:
         self._said_early: deque[Message] = deque()
         """What was sent on the channel before it was attached, and is still to be said."""
         self._said_at = 0.0
+        self._writing = threading.Lock()  # held while the coordinator writes, and while the reader closes the channel
         self._writing_since: float | None = None
         """When the coordinator began the write that has not returned yet (monotonic)."""
 
@@ -94,7 +95,8 @@ class ControlLink:
             return True
         self._writing_since = time.monotonic()
         try:
-            self.channel.send_message(message)
+            with self._writing:
+                self.channel.send_message(message)
         except ConnectionLost:
             self.channel.shut()
             return False
@@ -150,6 +152,16 @@ class ControlLink:
                 self.over.wait(BEHIND_SECONDS)
             take(body)
             del body  # otherwise its memory stays in use until the next frame comes
+
+    def let_go(self, channel: Channel, close: Callable[[Channel], None]) -> None:
+        """Close a channel that nothing more is read from, once nothing is written to it, which is made to end.
+
+        A socket that is closed just before another thread writes to it may give its descriptor to another connection,
+        and that would get the bytes.
+        """
+        channel.shut()
+        with self._writing:
+            close(channel)
 
     def check(self) -> None:
         """Raise ConnectionLost where the transfer is over, or the peer takes nothing of what is being written.

@@ -45,6 +45,8 @@ class Scripted:
         self.patience: Callable[[], None] = lambda: None
         self.said: queue.Queue[m.Message] = queue.Queue()
         self.closed = threading.Event()
+        self.was_read_when_closed = False
+        self._is_read = False
         self._breaks_at = breaks_at
         self._bodies: queue.Queue[bytes | None] = queue.Queue()
 
@@ -53,7 +55,9 @@ class Scripted:
             self._bodies.put(frame(message)[limits.FRAME_HEADER_BYTES :])
 
     def read_body(self) -> bytes:
+        self._is_read = True
         body = self._bodies.get()
+        self._is_read = False
         if body is None:  # the kernel tells a reset once, here to the writer
             raise ConnectionClosed("closed")
         return body
@@ -67,9 +71,10 @@ class Scripted:
         self._bodies.put(None)
 
     def finish_writing(self) -> None:
-        pass
+        self._bodies.put(None)  # the peer closes, too
 
     def close(self) -> None:
+        self.was_read_when_closed = self.was_read_when_closed or self._is_read
         self._bodies.put(None)
         self.closed.set()
 
@@ -143,6 +148,17 @@ def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: T
     assert control(transfer).closed.wait(HANG)
 
 
+def test_control_is_closed_when_its_reader_has_left_it(transfer: Transfer) -> None:
+    """Else the reader might read from whatever connection gets the descriptor next."""
+    channel = control(transfer)
+    channel.hear(*OFFER)
+    channel.expect(m.Welcome)
+    transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
+    transfer.join(HANG)
+    assert channel.closed.is_set()
+    assert not channel.was_read_when_closed
+
+
 def test_a_commit_without_a_thread_is_not_forgotten_where_many_events_wait(
     transfer: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +210,7 @@ def test_a_sender_that_passes_entries_over_looks_on_for_itself_alone(tmp_path: P
         assert liveness._passed_over == 1
     finally:
         transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
+        transfer.dismiss()  # where it is complete
         transfer.join(HANG)
 
 

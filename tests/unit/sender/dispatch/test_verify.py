@@ -46,6 +46,9 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
                 raise ConnectionLost("the end")
             return b"held"
 
+        def shut(self) -> None:
+            pass
+
     class Dialer:
         def close_channel(self, channel: object) -> None:
             del channel

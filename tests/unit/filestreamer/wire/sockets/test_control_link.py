@@ -14,6 +14,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, Interrupted, LocalPro
 from filestreamer.wire.framing import frame
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
+from tests.support.services import HANG
 
 PROGRESS = m.Progress(m.Phase.MOVING, 0, 0, ())
 
@@ -67,6 +68,28 @@ def test_a_write_that_fails_shuts_the_channel(link: ControlLink, pair: tuple[Cha
     pair[0].shut()
 
     assert not link.say(PROGRESS)
+
+
+def test_a_channel_is_closed_when_nothing_is_written_to_it(
+    link: ControlLink, pair: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the write might go to whatever connection gets the descriptor next."""
+    is_written, is_shut = threading.Event(), threading.Event()
+    steps = []
+
+    def send(_: m.Message) -> None:
+        is_written.set()
+        assert is_shut.wait(HANG), "a write that is under way is not made to end"
+        steps.append("written")
+
+    monkeypatch.setattr(pair[0], "send_message", send)
+    monkeypatch.setattr(pair[0], "shut", is_shut.set)
+    coordinator = threading.Thread(target=link.say, args=(PROGRESS,))
+    coordinator.start()
+    assert is_written.wait(HANG)
+    link.let_go(pair[0], lambda _: steps.append("closed"))
+    coordinator.join(HANG)
+    assert steps == ["written", "closed"]
 
 
 def test_a_heartbeat_is_due_when_nothing_was_said_for_long(link: ControlLink) -> None:
