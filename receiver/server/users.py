@@ -174,8 +174,8 @@ def _listed(directory: str) -> list[str]:
 def settle(wanted: Mapping[str, str], before: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the token of each user who may be let in; and by name, why another one than is `wanted` counts, or none.
 
-    A token is that of one user: the one who has it from `before` keeps it. Two names differ in more than their case: on
-    some file systems they would be one directory.
+    A token is that of one user: the one who has it from `before` keeps it. Two names differ in more than their case,
+    and than dots at their end: on some file systems they would be one directory.
     """
     tokens, problems = dict(wanted), dict[str, str]()
     while clashes := _clashes(tokens, before):
@@ -190,12 +190,13 @@ def settle(wanted: Mapping[str, str], before: Mapping[str, str]) -> tuple[dict[s
 def _clashes(tokens: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
     """Return whose token, or name, is that of another one who may have it as well, and why that is wrong."""
     by_token: dict[str, list[str]] = defaultdict(list)
-    by_case: dict[str, list[str]] = defaultdict(list)
+    by_place: dict[str, list[str]] = defaultdict(list)
     for name, token in tokens.items():
         by_token[token].append(name)
-        by_case[name.lower()].append(name)
+        by_place[name.lower().rstrip(".")].append(name)
     same_token = {name: f"{_listing(same)} have the same token" for same in _several(by_token) for name in same}
-    same_name = {name: f"{_listing(same)} differ only in case" for same in _several(by_case) for name in same}
+    how = "differ only in case, or in dots at the end"
+    same_name = {name: f"{_listing(same)} {how}" for same in _several(by_place) for name in same}
     found = {name: reason for name, reason in same_name.items() if name not in before}
     return found | {name: reason for name, reason in same_token.items() if before.get(name) != tokens[name]}
 

@@ -123,6 +123,7 @@ WRONG: dict[str, Any] = {
     "an equal token": (lambda at: (at / "carol").write_text(BOB), "bob and carol have the same token"),
     "white space around an equal token": (lambda at: (at / "carol").write_text(f" {BOB}\n\n"), "bob and carol have"),
     "another case": (lambda at: (at / "Alice").write_text(CAROL), "Alice and alice differ only in case"),
+    "a dot more": (lambda at: (at / "bob.").write_text(CAROL), "bob and bob. differ only in case, or in dots at"),
     "too many": (too_many, f"has {USERS_MAX + 2} files: {USERS_MAX} users are the most"),
 }
 
@@ -280,6 +281,8 @@ def test_files_that_stay_are_not_read_again(tokens: Path, monkeypatch: pytest.Mo
         ({"a": "2", "b": "3", "c": "3"}, {"a": "1", "b": "2"}, {"a": "1", "b": "2"}),
         ({"A": "1", "a": "2"}, {}, {}),
         ({"A": "1", "a": "2"}, {"a": "2"}, {"a": "2"}),
+        ({"a": "1", "a..": "2", "b.c": "3", "b": "4"}, {"a": "1"}, {"a": "1", "b.c": "3", "b": "4"}),
+        ({"A.": "1", "a": "2"}, {"a": "2"}, {"a": "2"}),
     ],
 )
 def test_who_may_have_a_token(wanted: dict[str, str], before: dict[str, str], tokens: dict[str, str]) -> None:
