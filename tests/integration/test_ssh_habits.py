@@ -69,6 +69,19 @@ def test_a_shell_that_prints_without_end(pair: Pair, tmp_path: Path) -> None:
         until(lambda: not far.remote(), "the far side ends")
 
 
+def test_a_shell_that_hangs(pair: Pair, tmp_path: Path) -> None:
+    """Where nobody can be asked for anything, as in a cron job, the login ends as every wait does."""
+    shell = tmp_path / "hangs"
+    shell.write_text("#!/bin/sh\nexec cat > /dev/null\n")
+    shell.chmod(0o755)
+    nobody = dict.fromkeys(("SSH_ASKPASS", "DISPLAY", "WAYLAND_DISPLAY"), "")
+    with sshd(tmp_path, shell=str(shell)) as far:
+        to = ("--to", f"{far.host}:incoming", "--ssh", far.ssh, "--give-up-after", 2)
+        sender = pair.start("sender", pair.file("f", 1000), *to, env=nobody, under=("setsid",))
+        assert sender.wait() == 1
+        assert "no answer within 2 s" in sender.result["error"]["message"]
+
+
 @pytest.mark.parametrize("shell", ["dash", "bash", "zsh", "fish", "tcsh", "busybox sh"])
 def test_login_shells(pair: Pair, tmp_path: Path, shell: str) -> None:
     program, *applet = shell.split()

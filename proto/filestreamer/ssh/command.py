@@ -9,7 +9,7 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from filestreamer.ssh.remote import Remote
@@ -35,6 +35,21 @@ _WHERE_NAMED: Final = {
     "forkafterauthentication": "no",
 }
 """Options of newer versions that would keep the remote command from being run, or its input from reaching it."""
+_TERMINAL: Final = "/dev/tty"
+
+
+def can_ask(environ: Mapping[str, str]) -> bool:
+    """Whether ssh can ask its user something: in a window, or on the terminal of this process. That may take any time.
+
+    A cron job or a service has neither.
+    """
+    if any(environ.get(name) for name in ("SSH_ASKPASS", "DISPLAY", "WAYLAND_DISPLAY")):
+        return True
+    try:
+        os.close(os.open(_TERMINAL, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class Ssh:

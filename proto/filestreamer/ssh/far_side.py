@@ -20,7 +20,7 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.settings.source import SourceSettings
 from filestreamer.ssh import explain, lines, said, way
 from filestreamer.ssh.children import Child, Children
-from filestreamer.ssh.command import Ssh
+from filestreamer.ssh.command import Ssh, can_ask
 from filestreamer.ssh.conversation import Conversation
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import ADDRESS, OnSocket, Tunnels
@@ -112,7 +112,8 @@ class FarSide:
         argv = self._ssh.login(command, control_path=self._control_path)
         with self._talks:
             child = self._begin(argv, asks=True)
-            answer = self._converse(child, self._request(machine=""), None)
+            seconds = None if can_ask(os.environ) else start.patience.first_seconds
+            answer = self._converse(child, self._request(machine=""), seconds)
         if not isinstance(answer, lines.Answer):
             raise FarSideFailed(f"{self._host}: the answer is that of a service which runs already")
         self._answer = answer
@@ -188,7 +189,8 @@ class FarSide:
                 raise ConnectionLost("the transfer is over")
             waited = time.monotonic() - began_at
             if seconds is not None and waited > seconds:
-                raise ConnectionLost(f"{self._host}: no answer within {seconds:g} s")
+                reason = "ssh hangs, or what it starts there"
+                raise ConnectionLost(f"{self._host}: no answer within {seconds:g} s: {reason}")
             if waited > PATIENT_SECONDS and not is_told:
                 is_told, reason = True, "ssh, or what it starts, has not answered yet"
                 self._log.info("waiting_for_far_side", host=self._host, reason=reason)
