@@ -23,6 +23,7 @@ def started(settings: "ReceiverSettings", log: Any) -> "Iterator[tuple[ReceiverS
     """
     from filestreamer.ssh import lines
     from filestreamer.ssh.far_side import logged_in
+    from filestreamer.wire.patterns import pattern_filter
 
     asked = {
         "paths": [lines.path_to_json(remote.path) for remote in settings.fetch],
@@ -40,6 +41,8 @@ def started(settings: "ReceiverSettings", log: Any) -> "Iterator[tuple[ReceiverS
         settings.delete,
         settings.checksum,
         settings.xattrs,
+        tuple([os.fsencode(pattern) for pattern in settings.exclude if pattern]),
+        pattern_filter(settings.include, settings.exclude) if settings.include or settings.exclude else None,
     )
     with logged_in(settings, settings.fetch[0], "sender", asked, log) as (reached, far_side):
         yield reached, far_side.route, only

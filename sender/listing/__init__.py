@@ -1,7 +1,7 @@
 """Lists what the user names: the entries of the manifest, and where each is read from.
 
 1. `walk`             walks the paths that the user names, and yields a `source.item` for each entry;
-   `patterns`         chooses by --include and --exclude, `files_from` by a list of paths, `mounts` by file system;
+   `files_from`       chooses by a list of paths, `mounts` by file system (by --include and --exclude: `wire.patterns`);
    `xattrs`           reads extended attributes, or says that some are left out;
    `hard_links`       finds the names of one file;
    `skipped_entries`  counts and logs what can't be sent;

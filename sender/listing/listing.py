@@ -17,11 +17,11 @@ from typing import Final
 from filestreamer.process.threads import run_to_end
 from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
+from filestreamer.wire.patterns import pattern_filter
 from filestreamer.wire.tree_shares import TreeShares
 from sender.listing.changed_files import ChangedFile, list_quiet
 from sender.listing.files_from import PathList, read_list
 from sender.listing.part_budget import PartBudget
-from sender.listing.patterns import pattern_filter
 from sender.listing.skipped_entries import SkippedEntries
 from sender.listing.walk import Walk
 from sender.mailbox import Event, Failed, Mailbox

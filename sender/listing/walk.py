@@ -27,11 +27,11 @@ from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
+from filestreamer.wire.patterns import Wanted
 from filestreamer.wire.staging_name import leads_to_staging
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from sender.listing.files_from import PathList, Selection
 from sender.listing.hard_links import HardLinkGroups
-from sender.listing.patterns import Wanted
 from sender.listing.xattrs import XattrReader
 from sender.source.chunk_size import too_many_chunks
 from sender.source.directories import Directories, Root

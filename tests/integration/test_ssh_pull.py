@@ -226,6 +226,24 @@ def test_only_what_was_asked_for_is_taken(pair: Pair, tmp_path: Path, temporary:
         assert "\x07" not in receiver.stderr
 
 
+@pytest.mark.parametrize(
+    ("how", "args"), [("what was left out", ()), ("to remove what is kept", ("--delete",))], ids=["sent", "removed"]
+)
+def test_what_is_excluded_stays(pair: Pair, tmp_path: Path, temporary: Path, how: str, args: tuple[str, ...]) -> None:
+    """What the user has left out is neither replaced nor removed, whatever the far side makes of his patterns."""
+    mine = pair.destination / "run-17" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with behind_ssh(pair, tmp_path, temporary, **hostile(how)) as far:
+        run = make_run(far)
+        if not args:
+            (run / "mine").write_text("theirs")
+        receiver = far.pull("--exclude", "mine", *args, paths=("data/run-17",))
+        assert receiver.wait() == 3
+        assert "was not asked for" in receiver.result["error"]["message"]
+    assert mine.read_text() == "mine"
+
+
 def test_words_of_the_far_side_are_shown_escaped(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary, **hostile("words")) as far:
         run = make_run(far)

@@ -36,6 +36,11 @@ if __name__ == "__main__":
         replace(coordinator, "make_offer", lambda offer: offer._replace(existing=m.Existing.REPLACE))
     elif HOW == "to remove":
         replace(coordinator, "make_offer", lambda offer: offer._replace(delete=m.Deletion((b"run-17",), ())))
+    elif HOW == "what was left out":
+        replace(lines, "read_own", lambda asked: {**asked, "exclude": []})
+    elif HOW == "to remove what is kept":
+        delete = m.Deletion((b"run-17",), ())
+        replace(coordinator, "make_offer", lambda offer: offer._replace(delete=delete))
     elif HOW == "to remove all":
         replace(coordinator, "make_offer", lambda offer: offer._replace(delete=m.Deletion((b"",), ())))
     elif HOW == "words":

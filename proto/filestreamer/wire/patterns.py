@@ -1,14 +1,19 @@
 """The patterns of --exclude and --include, in gitignore's syntax: both ends must agree on what they match.
 
 The sender leaves out what they match; with a Deletion, the receiver keeps it (proto/README.md, "Deleting"). There a
-peer says both the patterns and the names, so no pattern may take long: see `_without_backtracking`.
+peer says both the patterns and the names, so no pattern may take long: see `_without_backtracking`. A receiver that has
+named the patterns itself (--from) takes nothing that its sender was to leave out.
 """
 
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from filestreamer.wire.errors import UsageError
+
+Wanted = Callable[[bytes, bool], bool]
+"""Returns whether an entry is sent, given its path relative to the named directory, and whether it is a directory."""
 Matches = Callable[[bytes, bool], bool]
 """Returns whether a path matches, relative to the directory that the user names; True: it is a directory."""
 
@@ -43,6 +48,25 @@ def matcher(patterns: Iterable[bytes]) -> Matches:
         return spec.match_file(_on_one_line(path) + ("/" if is_directory else ""))
 
     return matches
+
+
+def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:
+    """Return the filter that patterns make. They are relative to each directory that the user names.
+
+    A directory that is excluded is not entered. With `include`, only files that match one of its patterns are sent.
+    Raises UsageError for an invalid pattern.
+    """
+    try:
+        included, excluded = (matcher(map(os.fsencode, patterns)) for patterns in (include, exclude))
+    except ValueError as error:
+        raise UsageError(f"--include, --exclude: {error}") from None
+
+    def wanted(path: bytes, is_directory: bool) -> bool:
+        if excluded(path, is_directory):
+            return False
+        return is_directory or not include or included(path, is_directory)
+
+    return wanted
 
 
 def _without_backtracking(regex: str) -> str:

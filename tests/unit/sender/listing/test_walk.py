@@ -12,9 +12,9 @@ from filestreamer.wire.errors import Code, TransferFailed, UsageError
 from filestreamer.wire.grid import Share
 from filestreamer.wire.limits import CHUNKS_PER_FILE, KIB, PATH_BYTES
 from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
+from filestreamer.wire.patterns import pattern_filter
 from filestreamer.wire.tree_shares import TreeShares
 from sender.listing import walk
-from sender.listing.patterns import pattern_filter
 from sender.listing.walk import LEFT_OUT, Walk
 from sender.listing.xattrs import LEFT_OUT as XATTRS_LEFT_OUT
 from sender.source.item import Item, Unsendable

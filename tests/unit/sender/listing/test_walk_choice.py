@@ -7,8 +7,8 @@ import pytest
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.messages import EntryType, SkipKind
+from filestreamer.wire.patterns import pattern_filter
 from sender.listing.files_from import PathList
-from sender.listing.patterns import pattern_filter
 from sender.listing.walk import Walk
 from sender.source.directories import Directories
 from sender.source.item import Item, Unsendable, open_listed

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from filestreamer.wire.errors import UsageError
-from sender.listing.patterns import pattern_filter
+from filestreamer.wire.patterns import pattern_filter
 
 
 @pytest.mark.parametrize("name", ["x\ny", "\nbuild", "x\n"])
