@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.ssh import command
 from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
 from filestreamer.wire.errors import UsageError
@@ -89,3 +90,24 @@ def test_connections_that_the_user_shares_himself(tmp_path: Path) -> None:
 def test_what_is_no_ssh(text: str) -> None:
     with pytest.raises(UsageError, match="ssh"):
         Ssh(text, NAS)
+
+
+@pytest.mark.parametrize(
+    ("environ", "terminal", "can"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"DISPLAY": ""}, False, False),
+        ({"DISPLAY": ":0"}, False, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, False, True),
+        ({"SSH_ASKPASS": "/usr/bin/ask"}, False, True),
+    ],
+)
+def test_whether_somebody_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environ: dict[str, str], *, terminal: bool, can: bool
+) -> None:
+    at = tmp_path / "tty"
+    if terminal:
+        at.touch()
+    monkeypatch.setattr(command, "_TERMINAL", str(at))
+    assert command.can_ask(environ) is can
