@@ -548,7 +548,7 @@ def dashboard() -> dict[str, Any]:
                     "datasource": SOURCE,
                     "enable": True,
                     "iconColor": "red",
-                    "expr": 'ALERTS{alertname=~"Filestreamer.+", alertstate="firing"}',
+                    "expr": f'ALERTS{{{PLACE}, alertname=~"Filestreamer.+", alertstate="firing"}}',
                     "titleFormat": "{{alertname}}",
                     "textFormat": "{{transfer}} {{connection}} {{side}}",
                     "step": "5s",

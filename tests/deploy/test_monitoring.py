@@ -34,6 +34,14 @@ def test_each_alert_fires_where_it_should_and_only_there() -> None:
     promtool("test", "rules", DEPLOY / "prometheus" / "tests" / "rules.yml")
 
 
+def test_each_alert_keeps_the_labels_of_kubernetes(tmp_path: Path) -> None:
+    """Who is told, and what a dashboard shows, may depend on the namespace."""
+    tested = (RULES.parent / "tests" / "rules.yml").read_text()
+    there = tmp_path / "rules.yml"
+    there.write_text(tested.replace("../rules.yml", str(RULES)).replace('job="', 'namespace="n", pod="p", job="'))
+    promtool("test", "rules", there)
+
+
 def test_each_alert_is_tested() -> None:
     tested = (DEPLOY / "prometheus" / "tests" / "rules.yml").read_text()
     assert {alert["alert"] for alert in ALERTS} == set(re.findall(r'alertname="(\w+)", alertstate="firing"', tested))
@@ -142,6 +150,8 @@ def test_every_query_is_for_the_chosen_namespaces_and_pods() -> None:
         named = re.findall(r"\b(?:\w+:)?filestreamer_[\w:]+(\{[^}]*\})?", expr)
         assert named
         assert all(selector.startswith('{namespace=~"here", pod=~"some"') for selector in named), expr
+    (alerts,) = dashboard()["annotations"]["list"]
+    assert alerts["expr"].startswith('ALERTS{namespace=~"$namespace", pod=~"$pod", ')
 
 
 def test_what_can_be_chosen_is_what_fits_to_the_choices_before_it() -> None:
