@@ -315,6 +315,7 @@ COPIES: Final = (
     ("copy", "a/" + "x" * 101, "b/x"),
     ("copy", "a/x", "b/x", "--path", "p"),
     ("copy", "a/x", "b/x", "--to-context", "there"),
+    ("copy", "a/x", "b/x", "--to-context", "there", "--context", "elsewhere"),
 )
 
 
@@ -682,6 +683,14 @@ def test_what_can_not_begin_is_told_and_leaves_nothing(
     assert (done.code, told in done.err) == (code, True), done.err
     assert run.cluster.left() == []
     assert done.out == ""
+
+
+@pytest.mark.parametrize("option", ["--context", "--to-context"])
+def test_a_context_that_is_not_there_is_wrong_usage(run: Running, option: str) -> None:
+    done = run.run("copy", "a/data", "b/data", option, "no such")
+
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == 'can\'t look at the Jobs in the namespace b: context "no such" does not exist'
 
 
 def test_what_is_only_good_to_know_may_be_forbidden(run: Running) -> None:
@@ -1133,6 +1142,19 @@ def test_a_load_balancer_that_never_comes_is_given_up(two: Running) -> None:
     assert done.code == 1
     assert "has no address; without a load balancer: --service NodePort, or --address" in done.err
     assert (two.cluster.left(), two.clusters["there"].left()) == ([], [])
+
+
+def test_a_context_may_be_named_although_it_is_the_current_one(home: Path) -> None:
+    """It is the same copy, and there is one of it at a time."""
+    (home / "kubeconfig").write_text('{"current-context": "here"}')
+    between = ("copy", "a/data", "b/data", "--to-context", "there")
+
+    found = [
+        {item["metadata"]["name"] for item in parsed(render(home, *between, *more))}
+        for more in ((), ("--context", "here"))
+    ]
+
+    assert found[0] == found[1]
 
 
 def test_the_context_of_the_source_as_target_is_one_cluster(home: Path) -> None:
