@@ -442,12 +442,14 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
             ),
             lines(
                 "Free space at the receiver",
-                "Beside what its transfers still have to receive, which has to stay below.",
+                "Beside what the transfers that move still have to receive, which has to stay below.",
                 "bytes",
                 [
                     (f"filestreamer_receiver_destination_free_bytes{POD}", "{{instance}} free"),
                     (
-                        f'sum by (instance) (transfer:filestreamer_remaining_bytes:sum{{{PLACE}, side="receiver"}})',
+                        f'sum by (instance) (transfer:filestreamer_remaining_bytes:sum{{{PLACE}, side="receiver"}} '
+                        "and ignoring (side, phase) "
+                        f'filestreamer_receiver_transfer_phase{{{PLACE}, phase="moving"}} == 1)',
                         "{{instance}} still to receive",
                     ),
                 ],

@@ -169,6 +169,40 @@ def test_what_can_be_chosen_is_what_fits_to_the_choices_before_it() -> None:
         before.append(variable["name"])
 
 
+def test_what_is_still_to_be_received_is_of_transfers_that_go_on(tmp_path: Path) -> None:
+    """A run that failed is seen for some minutes, beside the one that goes on with its files."""
+    told = {"size_bytes": ("50", "50"), "held_bytes": ("0", "10"), "acknowledged_bytes": ("10", "20")}
+    series = {
+        f'transfer_{name}{{instance="r:1", transfer="{transfer}"}}': value
+        for name, values in told.items()
+        for transfer, value in zip(("failed", "next"), values, strict=True)
+    }
+    for transfer, is_moving in (("failed", "0"), ("next", "1")):
+        series[f'transfer_phase{{instance="r:1", transfer="{transfer}", phase="moving"}}'] = is_moving
+    (expr,) = (
+        query.expr for query in panel_queries() if query.panel == "Free space at the receiver" and "sum" in query.expr
+    )
+    tests = {
+        "rule_files": [str(RULES)],
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [
+                    {"series": f"filestreamer_receiver_{name}", "values": f"{value}x8"}
+                    for name, value in series.items()
+                ],
+                "promql_expr_test": [
+                    {"expr": expr, "eval_time": "1m", "exp_samples": [{"labels": '{instance="r:1"}', "value": 20}]}
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "still.yml"
+    file.write_text(yaml.safe_dump(tests))
+
+    promtool("test", "rules", file)
+
+
 def test_grafana_finds_what_it_is_given() -> None:
     """The provisioned data source asks as often as Prometheus scrapes the services."""
     grafana = DEPLOY / "grafana" / "provisioning"
