@@ -268,7 +268,8 @@ class PartPreparer:
         Senders may have left any number of them. Shards go by all of them, or by none. Raises OSError, Obstacle,
         TransferFailed(LIMIT).
         """
-        leave_bytes = 3 * self._account.budget.total_bytes // 4  # this transfer and others need it to go on
+        # A shard can't do without. Any other transfer can, and leaves most of the memory to what goes on.
+        leave_bytes = 0 if self._shares is not None else 3 * self._account.budget.total_bytes // 4
         for key in staged_keys(place):
             is_shared = "-" in key
             needed_bytes = keys.growth_bytes(1) if keys.table_bytes(1) > KEYS_BYTES else 0

@@ -129,6 +129,16 @@ def test_every_oddity(pair: Pair) -> None:
     check_arrived(pair)
 
 
+def test_many_large_files_at_a_receiver_with_little_memory(pair: Pair, tree: Path) -> None:
+    """The later shards find what the first one has left of each, although most of the memory is in use."""
+    for number in range(100):
+        trees.write(tree / "more" / f"{number}", random.Random(number).randbytes(3 * CHUNK_SIZE))
+    to = pair.address(pair.receiver("--memory-limit", "64MiB"))
+    for index in range(2):
+        ends_well(shard(pair, to, index, 2), committed=index == 1)
+    check_arrived(pair)
+
+
 @pytest.mark.parametrize("mode", [0o300, 0o600, 0o000])
 def test_a_directory_that_its_mode_closes_to_the_receiver(pair: Pair, mode: int) -> None:
     """It gets that mode when all is in place."""
