@@ -150,6 +150,16 @@ def test_a_mount_that_is_broken_costs_what_lies_below_it(pair: Pair, tmp_path: P
     assert trees.differences(root, pair.destination / "s", b"b/c") == ["too much: b'b/c'"]
 
 
+def test_a_dry_run_of_a_mirror_onto_a_mount_that_is_broken(pair: Pair, tmp_path: Path) -> None:
+    root = a_tree(pair)
+    (root / "b/c/hard").unlink()
+    with broken(pair.destination / "s/b/c", tmp_path):
+        address = pair.address(pair.receiver("--allow-delete"))
+        sender = pair.sender(root, address, "--delete", "--dry-run")
+        assert sender.wait() == 5, sender.stderr
+        assert sender.stdout.count("declined ") == 21
+
+
 def test_a_mirror_keeps_a_mount_that_is_broken(pair: Pair, tmp_path: Path) -> None:
     root = a_tree(pair)
     for name in ("a/old", "z"):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from filestreamer.process.mount import device_and_mount
+from filestreamer.process.mount import device_and_mount, is_mounted_below
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Deletion, Finish, SkipKind
 from filestreamer.wire.patterns import matcher
@@ -75,8 +75,12 @@ class Extras:
         except FileNotFoundError:
             pass
         except OSError as error:
-            # In a dry run, a directory is declined whose name something else has: that is told already.
-            if not (self._is_dry and error.errno in (errno.ENOTDIR, errno.ELOOP)):
+            # In a dry run, a directory is declined whose name something else has, or that lies on a broken mount: that
+            # is told already.
+            is_declined = error.errno in (errno.ENOTDIR, errno.ELOOP) or (
+                error.errno in BROKEN and is_mounted_below(self._destination.fd, directory.path)
+            )
+            if not (self._is_dry and is_declined):
                 self._failed(directory.path, error)
 
     def _look(self, directory: ListedDirectory, fd: int) -> Iterator[None]:
