@@ -63,8 +63,11 @@ class Judge:
         """The space that is needed for what is new or differs."""
         self._times = StoredTimes(None)
         self._parent = _Parent(b"", destination.fd, True)
-        self._firsts: OrderedDict[int, tuple[os.stat_result | None, Judgement]] = OrderedDict()
-        """Hard-link groups: what has their first names, and how these stand. No paths, which the sender makes long."""
+        self._firsts: OrderedDict[int, tuple[tuple[int, int] | None, Judgement]] = OrderedDict()
+        """Hard-link groups: device and inode of what has their first names, and how these stand.
+
+        No paths, which the sender makes long.
+        """
 
     def close(self) -> None:
         """Release the directory that was looked at last."""
@@ -135,7 +138,7 @@ class Judge:
         """Compare what is there with a file, or with another name of one."""
         if self.is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
             first, _ = self._firsts[entry.hard_link_group]
-            if first is not None and os.path.samestat(there, first):
+            if first == (there.st_dev, there.st_ino):
                 return Likeness.SAME
             # Of equal bytes, but not the same file: with --checksum, or where it may not be replaced, that is no
             # difference.
@@ -158,7 +161,8 @@ class Judge:
         return Judgement(Standing.DECLINED, f"it is another name of a file that {what}")
 
     def _note_group(self, entry: Entry, there: os.stat_result | None, judgement: Judgement) -> None:
-        self._firsts[entry.hard_link_group] = (there, judgement)
+        first = None if there is None else (there.st_dev, there.st_ino)
+        self._firsts[entry.hard_link_group] = (first, judgement)
         if len(self._firsts) > GROUPS_MOST:
             self._firsts.popitem(last=False)
 

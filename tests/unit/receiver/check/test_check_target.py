@@ -13,7 +13,8 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
-from receiver.check.check_target import CheckTarget
+from receiver.check.check_target import OWN_BYTES, CheckTarget
+from receiver.check.judge import GROUPS_MOST
 from receiver.disk.destination import Destination
 from receiver.disk.report import Report
 from receiver.memory.budget import Budget
@@ -93,6 +94,14 @@ def test_files_with_several_names_take_no_more_than_is_reserved(tmp_path: Path) 
         for group in range(1, 1500)
     )
     assert used_bytes(target_in(tmp_path, TransferCounters(bytes(16), "")), linked) < TRANSFER_BYTES
+
+
+def test_files_with_several_names_that_are_there_leave_what_is_for_the_names_of_directories(tmp_path: Path) -> None:
+    names = [b"%d" % group for group in range(1, GROUPS_MOST + 1)]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    linked = (m.Entry(name, m.EntryType.FILE, 1, 0o644, 1, hard_link_group=int(name)) for name in names)
+    assert used_bytes(target_in(tmp_path, TransferCounters(bytes(16), "")), linked) < TRANSFER_BYTES - OWN_BYTES
 
 
 def test_the_names_of_a_dry_run_come_out_of_the_budget(tmp_path: Path) -> None:
