@@ -109,6 +109,23 @@ def test_directories_that_their_modes_close_to_their_owner_are_removed(pair: Pai
     assert stat.S_IMODE((there / "half").stat().st_mode) == 0o1555
 
 
+@pytest.mark.parametrize("mode", [0, 0o300, 0o600])
+def test_a_dry_run_tells_of_a_directory_into_which_it_can_not_look(pair: Pair, source: Path, mode: int) -> None:
+    """A transfer removes it, with what is in it."""
+    mirror(pair, source)
+    shut = trees.write(pair.destination / "tree" / "shut" / "file", b"old").parent
+    shut.chmod(mode)
+    receiver = pair.start(
+        *("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, "--allow-delete"),
+        under=unprivileged(),
+    )
+    asking = pair.sender(source, pair.address(receiver), "--delete", "--dry-run")
+    assert asking.wait() == 0
+    assert [line.split() for line in asking.stdout.splitlines() if "shut" in line] == [["extra", "tree/shut"]]
+    assert "can't remove" not in asking.stderr
+    assert pair.sender(source, pair.address(receiver), "--delete").succeeds()["deleted_files"] == 2
+
+
 def test_special_files_are_not_moved_and_their_names_are_kept(pair: Pair, source: Path) -> None:
     os.mkfifo(source / "sub" / "fifo")
     trees.write(pair.destination / "tree" / "sub" / "fifo", b"kept")

@@ -277,7 +277,7 @@ def let_owner_in(fd: int) -> int | None:
     changed. Raises OSError where its status can't be read.
     """
     status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IRWXU == stat.S_IRWXU or loses_setgid(status):
+    if not is_closed_to_owner(status):
         return None
     mode = stat.S_IMODE(status.st_mode)
     try:
@@ -285,6 +285,12 @@ def let_owner_in(fd: int) -> int | None:
     except OSError:  # then it may be open to this process, nevertheless
         return None
     return mode
+
+
+def is_closed_to_owner(status: os.stat_result) -> bool:
+    """Return whether a directory belongs to this process's user, whose mode denies something, and can be changed."""
+    is_own = status.st_uid == os.geteuid()
+    return is_own and status.st_mode & stat.S_IRWXU != stat.S_IRWXU and not loses_setgid(status)
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 
 from filestreamer.process.mount import device_and_mount, is_mounted_below
 from receiver.disk.paths import OPEN_FLAGS
-from receiver.tree.commit.directories import let_owner_in
+from receiver.tree.commit.directories import is_closed_to_owner, let_owner_in
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | OPEN_FLAGS
 
@@ -126,6 +126,8 @@ class Removal:
                     return
                 if not self._is_dry:
                     level.mode = let_owner_in(path_fd)
+                elif _hides_names(path_fd):
+                    return  # only the directory itself is told: what is in it shows when `let_owner_in` has opened it
                 with opened(path_fd, [b"."]) as fd:
                     names = list(map(os.fsencode, os.listdir(fd)))
                 for name in names:
@@ -167,6 +169,13 @@ class Removal:
     def _opened(self, below: list[bytes]) -> contextlib.AbstractContextManager[int]:
         """Open a directory below as O_PATH, for which no mode has to let this process in. Raises OSError."""
         return opened(self._fd, below, os.O_PATH)
+
+
+def _hides_names(fd: int) -> bool:
+    """Return whether a directory, which may be open as O_PATH, can't be listed until `let_owner_in` has opened it."""
+    if not is_closed_to_owner(os.fstat(fd)):
+        return False
+    return not os.access(".", os.R_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids)
 
 
 @contextlib.contextmanager
