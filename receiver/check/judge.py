@@ -12,6 +12,7 @@ from receiver.check.room import Room
 from receiver.disk.attributes.stored_times import Likeness, StoredTimes
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
+from receiver.tree.commit.directories import is_closed_to_owner
 from receiver.tree.mirror.removal import OPEN_DIRECTORY
 
 GROUPS_MOST: Final = 4096
@@ -170,11 +171,10 @@ class Judge:
         """Decline instead where this process may not write into the directory, or not replace what is there."""
         directory = os.fstat(directory_fd)
         user = os.geteuid()
-        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory_fd, effective_ids=True):
-            # A directory of its own gets the permissions that are missing, for the time of a transfer.
-            is_mended = directory.st_uid == user and directory.st_mode & 0o300 != 0o300
-            if not is_mended and not os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
-                return Judgement(Standing.DECLINED, "its directory can't be written")
+        # A directory of its own gets the permissions that are missing, for the time of a transfer.
+        is_open = os.access(".", os.W_OK | os.X_OK, dir_fd=directory_fd, effective_ids=True)
+        if not (is_open or is_closed_to_owner(directory) or os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY):
+            return Judgement(Standing.DECLINED, "its directory can't be written")
         is_sticky = directory.st_mode & stat.S_ISVTX and user not in (0, directory.st_uid)
         if there is not None and is_sticky and there.st_uid != user:
             return Judgement(Standing.DECLINED, "it belongs to another user, in a sticky directory")

@@ -200,6 +200,9 @@ def test_a_directory_that_is_closed_to_a_receiver_that_is_not_in_its_group(pair:
     without = "-fsetid,-chown,-fowner,-dac_override,-dac_read_search"
     under = (loops.tool("setpriv"), "--clear-groups", f"--bounding-set={without}", f"--inh-caps={without}", "--")
     receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=under)
+    asking = pair.sender(source, pair.address(receiver), "--dry-run")
+    assert asking.wait() == 5, "a dry run knows it"
+    assert "declined" in asking.stdout
     sender = pair.sender(source, pair.address(receiver))
     assert sender.wait() == 5
     assert set(sender.result["skipped_kinds"]) == {"declined"}
