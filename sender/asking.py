@@ -283,7 +283,7 @@ class Asking:
     # --- comparing
 
     def _compare(self, held: m.Held) -> None:
-        """Compare digests of the next file with the source. Without --checksum, its time tells the receiver nothing."""
+        """Compare digests of the next file, which come with --checksum or where times tell nothing, with the source."""
         if held.file_id != self._next or held.unchecked or held.left or held.files:
             raise RemoteProtocolError(f"digests of file {held.file_id}, which nobody asked for")
         item = self._item(held.file_id)

@@ -21,7 +21,6 @@ from filestreamer.wire.runs import runs
 from filestreamer.wire.tree_shares import TreeShares
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.kind import stores_every_byte
-from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import check_paths, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
@@ -255,8 +254,8 @@ class PartPreparer:
             keys, stems = Names(), dict[str, set[str]]()
             try:
                 self._note_keys(place, keys, stems)
-            except (OSError, Obstacle) as error:  # an Obstacle, and another place: nothing is staged there
-                if not isinstance(error, Obstacle) and place is self._destination:
+            except OSError as error:
+                if place is self._destination:  # in a place below it, such files are received anew
                     what = f"can't look at the staging of {place.path}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
             self._staged_keys[place], self._stems[place] = keys, stems
@@ -265,7 +264,7 @@ class PartPreparer:
     def _note_keys(self, place: Place, keys: Names, stems: dict[str, set[str]]) -> None:
         """Note the keys in a place, as many as there is memory for: files of the others are received anew.
 
-        Senders may have left any number of them. Shards go by all of them, or by none. Raises OSError, Obstacle,
+        Senders may have left any number of them. Shards go by all of them, or by none. Raises OSError,
         TransferFailed(LIMIT).
         """
         # A shard can't do without. Any other transfer can, and leaves most of the memory to what goes on.

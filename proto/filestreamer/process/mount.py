@@ -39,9 +39,9 @@ def device_and_mount(fd: int) -> tuple[int, int]:
 
 
 def is_mounted_below(directory_fd: int, path: bytes) -> bool:
-    """Return whether something is mounted on a path below an open directory, or on the way; False: it may be.
+    """Return whether something is mounted on a path below an open directory, or on the way.
 
-    No symlink is followed, and what is mounted need not answer.
+    False also where that can't be known. No symlink is followed, and what is mounted need not answer.
     """
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         mount, at = mount_of(directory_fd), directory_fd
