@@ -148,9 +148,21 @@ def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: T
     assert control(transfer).closed.wait(HANG)
 
 
+class Unhurried(Scripted):
+    """A peer that closes only when it was told twice that nothing follows: at the goodbye, and at the close."""
+
+    is_told = False
+
+    def finish_writing(self) -> None:
+        if self.is_told:
+            super().finish_writing()
+        self.is_told = True
+
+
 def test_control_is_closed_when_its_reader_has_left_it(transfer: Transfer) -> None:
     """Else the reader might read from whatever connection gets the descriptor next."""
-    channel = control(transfer)
+    channel = Unhurried()
+    assert transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
     channel.hear(*OFFER)
     channel.expect(m.Welcome)
     transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
