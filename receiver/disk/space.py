@@ -20,6 +20,7 @@ each block to a new place: there it would be of no use, and may switch compressi
 
 import ctypes
 import errno
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -54,13 +55,13 @@ def free_bytes(fd: int) -> int:
     A file system may have a reserve (ext4: 5 %), which is root's to use (statvfs(3)).
     """
     space = os.fstatvfs(fd)
-    return (space.f_bfree if _is_root_of_machine() else space.f_bavail) * space.f_frsize
+    has_reserve = os.geteuid() == 0 and _is_root_outside()
+    return (space.f_bfree if has_reserve else space.f_bavail) * space.f_frsize
 
 
-def _is_root_of_machine() -> bool:
-    """Whether this process is root for file systems, too: root of a rootless container is another user there."""
-    if os.geteuid() != 0:
-        return False
+@functools.cache  # a process does not change its namespace, and this is asked for each file of a dry run
+def _is_root_outside() -> bool:
+    """Whether root is root for file systems, too: that of a rootless container is another user there."""
     try:
         with open(_UID_MAP, encoding="ascii") as lines:
             return lines.readline().split()[:2] == ["0", "0"]  # user_namespaces(7): 0 here is 0 outside
