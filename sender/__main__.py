@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from filestreamer.process import descriptors, garbage, signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
@@ -282,11 +282,9 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
             report(outcome, settings.result_file, logger)
             return outcome.exit_code
         try:
-            try:
+            with lines:
                 asking.run()
                 failure = asking.shortfall()
-            finally:
-                lines.flush()
         except FilestreamerError as error:
             failure = error
         except OSError as error:
@@ -297,7 +295,7 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
 
 
 class _Lines:
-    """Lines on standard output: each at once on a terminal, else some thousand characters together.
+    """Lines on standard output: each at once on a terminal, else some thousand characters together, by the block's end.
 
     `print` loses text where another process made standard output non-blocking, and fails where it is closed, or has an
     encoding without a character of a name.
@@ -305,6 +303,12 @@ class _Lines:
 
     def __init__(self) -> None:
         self._text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
 
     def add(self, line: str) -> None:
         """Write a line, now or later. Raises OSError."""
@@ -335,14 +339,12 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
         find_deletion(settings)  # raises UsageError where there is nothing to be mirrored
-        try:
+        with lines:
             for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
                 if item.entry.type is EntryType.KEPT:  # its name is offered, for --delete, and nothing of it
                     continue
                 kind = item.entry.type.name.lower()
                 lines.add(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
-        finally:
-            lines.flush()
     except FilestreamerError as error:
         logger.error("dry_run_failed", reason=str(error))
         return error.exit_code
