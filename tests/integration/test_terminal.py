@@ -193,12 +193,17 @@ def title_of_width(terminal: Terminal, columns: int) -> str:
         raise AssertionError("\n".join([str(error), *terminal.shows("pane")])) from None
 
 
-def test_control_c_leaves_a_usable_terminal(pair: Pair, terminal: Terminal, address: str, seed: int) -> None:
+def show_a_slow_transfer(pair: Pair, terminal: Terminal, address: str, seed: int) -> None:
+    """Begin a transfer of `in.bin`, which takes 12 s; return when its display is there, which hides the cursor."""
     file = pair.file("in.bin", 12 * MIB, seed)
     terminal.open("pane")
     terminal.type("pane", *sending(file, address, "--connections", 4, "--rate-limit", "1MiB/s"))
     moving(terminal, "pane", 6)
     assert not terminal.has_cursor("pane")
+
+
+def test_control_c_leaves_a_usable_terminal(pair: Pair, terminal: Terminal, address: str, seed: int) -> None:
+    show_a_slow_transfer(pair, terminal, address, seed)
     terminal.run("send-keys", "-t", "pane", "C-c")
     shown = ended(terminal, "pane")
 
@@ -215,11 +220,7 @@ def test_control_z_leaves_a_usable_terminal(
     pair: Pair, terminal: Terminal, address: str, seed: int, goes_on: str
 ) -> None:
     """The cursor is the shell's until the command is in the foreground again."""
-    file = pair.file("in.bin", 12 * MIB, seed)
-    terminal.open("pane")
-    terminal.type("pane", *sending(file, address, "--connections", 4, "--rate-limit", "1MiB/s"))
-    moving(terminal, "pane", 6)
-    assert not terminal.has_cursor("pane")
+    show_a_slow_transfer(pair, terminal, address, seed)
     terminal.run("send-keys", "-t", "pane", "C-z")
     wait_for(lambda: any("Stopped" in line for line in terminal.shows("pane")), "it is stopped")
     assert terminal.has_cursor("pane")
