@@ -796,6 +796,20 @@ def test_the_summary_of_shards_is_of_the_whole(run: Running) -> None:
     assert f"a/data -> b/data: warning: {told[0]}\r\n" in text
 
 
+def test_each_line_on_a_terminal_takes_the_place_of_the_progress(run: Running) -> None:
+    """The copies and their progress have one terminal: progress may be shown between any two lines of a copy."""
+    end = ended(5, result(5, "the two sides differ: 2 differ", "different"))
+    run.cluster.plays = {"receiver": [running(), end], "sender": [running(), end]}
+    run.cluster.logs["sender"] = "".join(f"differs   file                    5 sub/{name}\n" for name in "ab")
+
+    code, text = _on_terminal(run, "verify", "a/data", "b/data")
+
+    assert code == 5
+    lines = text.split("\r\n")
+    assert "\r\x1b[Kdiffers   file                    5 sub/b" in lines
+    assert [line for line in lines if not line.startswith("\r\x1b[K")] == []
+
+
 # --- it is interrupted, and goes on
 
 
