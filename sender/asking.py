@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from filestreamer.process.log import printable
@@ -107,6 +107,8 @@ class Asking:
         """Their sizes together: a receiver re-hashes no more."""
         self._compared: tuple[int, int, bool] | None = None
         """Of the file whose digests come: file_id, how many segments were compared, and whether all were equal."""
+        self._answers: deque[Iterator[None]] = deque()
+        """Answers that have come and are not taken yet, in order: it takes long to compare a large file."""
         self._is_complete = False
 
     def interrupt(self, signal_number: int) -> None:
@@ -119,9 +121,12 @@ class Asking:
         try:
             start_thread(self._reader, "the control connection")
             while not self._is_complete:
-                event = self._mailbox.take(TICK_SECONDS)
+                # Events go first: a signal, or the end of the receiver, does not wait until a large file is compared.
+                event = self._mailbox.take(0.0 if self._answers else TICK_SECONDS)
                 if event is not None:
                     self._act(event)
+                elif self._answers:
+                    self._go_on_with_first()
                 self._tick()
             self.counters.phase = "complete"
         except Exception as error:
@@ -155,7 +160,6 @@ class Asking:
     def _act(self, event: Event) -> None:
         match event:
             case Received(body, channel):
-                self._link.acted()
                 if channel is self._link.channel:
                     self._receive(decode(body))
             case Listed(items, last):
@@ -213,13 +217,13 @@ class Asking:
 
     def _receive(self, message: m.Message) -> None:
         self._link.received(message)
+        if isinstance(message, m.Verdicts | m.Held):
+            self._answers.append(self._take_all(message) if isinstance(message, m.Verdicts) else self._compare(message))
+            if len(self._answers) == 1:  # else a file is being compared
+                self._go_on_with_first()
+            return
+        self._link.acted()
         match message:
-            case m.Verdicts():
-                for verdict in message.entries:
-                    self._take(verdict)
-                self._go_on()
-            case m.Held():
-                self._compare(message)
             case m.Notice():
                 for text in message.texts:
                     self._skipped.warn(text)
@@ -234,6 +238,21 @@ class Asking:
                 raise Aborted(message.code, message.reason)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is no answer to a dry run")
+
+    def _go_on_with_first(self) -> None:
+        """Take the next step of the first answer; behind the last one, there is room for another frame."""
+        try:
+            next(self._answers[0])
+        except StopIteration:
+            self._answers.popleft()
+            self._link.acted()
+
+    def _take_all(self, message: m.Verdicts) -> Iterator[None]:
+        """Count and show how entries stand, in one step."""
+        for verdict in message.entries:
+            self._take(verdict)
+        self._go_on()
+        yield from ()
 
     def _take(self, verdict: m.EntryVerdict) -> None:
         if verdict.standing is m.Standing.EXTRA:
@@ -282,8 +301,11 @@ class Asking:
 
     # --- comparing
 
-    def _compare(self, held: m.Held) -> None:
-        """Compare digests of the next file, which come with --checksum or where times tell nothing, with the source."""
+    def _compare(self, held: m.Held) -> Iterator[None]:
+        """Compare digests of the next file with the source, each in one step.
+
+        They come with --checksum, and where times tell nothing.
+        """
         if held.file_id != self._next or held.unchecked or held.left or held.files:
             raise RemoteProtocolError(f"digests of file {held.file_id}, which nobody asked for")
         item = self._item(held.file_id)
@@ -292,12 +314,16 @@ class Asking:
         end = at + len(held.digests) // limits.DIGEST_BYTES
         if held.first_segment != at or end > grid.segments:
             raise RemoteProtocolError(f"digests of segments {held.first_segment} to {end - 1} of file {held.file_id}")
-        if is_equal:
+        for index in range(at, end):
+            if not is_equal:
+                break
+            place = (index - at) * limits.DIGEST_BYTES
             try:
-                is_equal = b"".join([self._digest(item, grid, index) for index in range(at, end)]) == held.digests
+                is_equal = self._digest(item, grid, index) == held.digests[place : place + limits.DIGEST_BYTES]
             except Unsendable as error:
                 is_equal = False
                 self._skipped.add(Skipped(item.shown, error.why, error.kind, item.entry.path))
+            yield
         self._compared = (held.file_id, end, is_equal)
 
     def _digest(self, item: Item, grid: Grid, index: int) -> bytes:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.digests import root_digest
+from filestreamer.wire.digests import root_digest, segment_hasher, update_with_zeros
 from filestreamer.wire.errors import Code
 from receiver.disk.paths import staging_key
 from tests.support import disks, trees
-from tests.support.peer import RawSender, Sample
+from tests.support.peer import RawReceiver, RawSender, Sample
 from tests.support.services import Pair, Service
 from tests.support.waiting import until
 
@@ -356,6 +357,30 @@ def test_a_peer_that_sends_a_chunk_or_comes_again_is_refused(pair: Pair) -> None
         control.send(m.Finish(0, root_digest([])))
         assert control.expect(m.Complete) == m.Complete(False)
     assert pair.received() == []
+
+
+@pytest.mark.parametrize("end", ["a signal", "the receiver"])
+def test_what_ends_the_comparison_of_a_large_file(pair: Pair, end: str) -> None:
+    """The digests of 1 TiB come in one message, and it takes minutes to compare them: nobody has to wait for that."""
+    file = pair.file("large", 0)
+    os.truncate(file, limits.DIGESTS_PER_HELD * limits.GIB // 2)
+    with RawReceiver() as receiver:
+        to = ("--to", receiver.address, "--chunk-size", limits.GIB // 2)
+        sender = pair.start("sender", file, *to, "--dry-run", "--checksum")
+        control, _, _ = receiver.control()
+        hole = segment_hasher()
+        update_with_zeros(hole, limits.GIB // 2)
+        control.send(m.Held(0, 0, hole.digest() * limits.DIGESTS_PER_HELD, final=True))
+        while not control.expect(m.Progress).rehashed_bytes:
+            pass
+        if end == "a signal":
+            sender.signal(signal.SIGTERM)
+            assert control.expect(m.Abort).code is Code.SHUTTING_DOWN
+            assert sender.wait() == 128 + signal.SIGTERM
+        else:
+            control.send(m.Abort(Code.DESTINATION, "the disk does not answer"))
+            control.end_writing()
+            assert sender.fails(4, "destination").endswith("the disk does not answer")
 
 
 # --- wherever the list goes
