@@ -122,6 +122,7 @@ class Walk:
         if self._shares is not None:
             self._digest = WalkDigest(self._shares, self._chunk_size)
         for path, name in self._roots:
+            self._is_own = False
             root = self._root(path)
             if self._is_refused(path, name, root):
                 continue
@@ -151,7 +152,6 @@ class Walk:
         why = f"its name is longer than {limits.NAME_BYTES} bytes: send it alone, with --as"
         if is_single:
             raise TransferFailed(Code.SOURCE, f"can't send {os.fsdecode(path)}: {why}")
-        self._is_own = False
         self._skip(path, name, SkipKind.UNREADABLE, why)
         return True
 

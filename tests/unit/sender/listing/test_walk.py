@@ -17,6 +17,7 @@ from filestreamer.wire.tree_shares import TreeShares
 from sender.listing import walk
 from sender.listing.walk import LEFT_OUT, Walk
 from sender.listing.xattrs import LEFT_OUT as XATTRS_LEFT_OUT
+from sender.listing.xattrs import XattrReader
 from sender.source.item import Item, Unsendable
 from tests.support import trees
 
@@ -331,6 +332,16 @@ def test_what_only_its_own_shard_finds_out_is_told(top: Path, monkeypatch: pytes
     monkeypatch.setattr(walk, "check_empty", refuse)
     told = [entry.name for index in range(2) for entry in walked_for(Share(index, 2), top)[1]]
     assert sorted(told) == sorted(b"top/%s-%d" % (name, number) for name in (b"empty", b"link") for number in range(8))
+
+
+@pytest.mark.parametrize("file", ["a", "b/1", "b/2"])
+def test_what_is_wrong_with_a_directory_is_told_by_one_shard(
+    top: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Also where another shard has the file that the user names before."""
+    monkeypatch.setattr(XattrReader, "read", lambda *_, **__: ((), "they can't be read"))
+    told = [entry.name for index in range(4) for entry in walked_for(Share(index, 4), top / file, top / "c")[1]]
+    assert told.count(b"c") == 1
 
 
 @pytest.mark.parametrize("change", ["write", "touch", "remove", "link", "directory"])
