@@ -135,8 +135,8 @@ class LargeFiles:
         try:
             return self._open_in(room, part_state, index)
         except Obstacle as obstacle:
-            self.open_files.give_back(room)
             self._decline(part_state, index, obstacle)
+            self.open_files.give_back(room)  # last: where the line above raises, the caller gives it back
             return None
 
     def _open_in(self, room: Room, part_state: PartState, index: int) -> OpenLargeFile:

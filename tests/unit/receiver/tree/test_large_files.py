@@ -2,6 +2,7 @@
 
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk.descriptors import DescriptorPool
+from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import staging_key
+from receiver.disk.staging.staging import Staging
 from receiver.disk.staging.sweep import staged_keys
 from receiver.tree import open_files, part_preparer
 from receiver.tree.commit import committer
+from receiver.tree.manifest.spool import Spool
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
     MTIME,
@@ -147,6 +151,27 @@ def test_a_file_with_more_segments_than_the_memory_for_all(transfer_of: Transfer
     huge.entries.append(m.Entry(b"t/huge", m.EntryType.FILE, C * (1 << 23), 0o644, MTIME))
     transfer = transfer_of(huge, memory_bytes=64 << 20)
     failure(Code.TOO_LARGE, transfer.offer, m.ManifestPart(0, tuple(huge.entries), True))
+
+
+def test_a_file_that_can_not_be_opened_on_a_disk_that_is_full(
+    transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is noted of a declined file needs a little space. The memory of its table is given back once."""
+    monkeypatch.setattr(open_files, "OWN_BYTES", 0)
+    transfer = transfer_of(two_large_files(100))
+    transfer.offer()
+    monkeypatch.setattr(Staging, "open", failing(Obstacle(Code.DESTINATION, "it is in the way", "in the way")))
+    monkeypatch.setattr(Spool, "reserve", failing(TransferFailed(Code.NO_SPACE, "the disk is full")))
+    assert failure(Code.NO_SPACE, transfer.begin, m.Segment(1, 0, C)) == "the disk is full"
+
+
+def failing(error: TransferFailed) -> Callable[..., None]:
+    """Return what raises this error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 # ------------------------------------------------------------------------------------------------------------ set aside
