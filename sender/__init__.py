@@ -6,15 +6,15 @@ modules beside them stand is in pyproject.toml, which `make check` enforces. Wha
 1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code
                    (`filestreamer.wire.errors` has the codes);
 2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to the
-                   control connection;
+                   control connection. `offer` makes the first message there;
 3. `listing`       lists what the user names, and posts parts of a thousand entries; `source` reads it;
 4. `dispatch`      cuts the parts into chunks, reads from the answers which of them are needed, and queues these;
 5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
 6. `withdrawals`   goes on without files that can't be sent as they were listed; `second_tries` has those that changed
                    listed again, when everything else is done; `declined` goes on without entries that the receiver
                    can't make; `zeros` tells whole chunks of zeros;
-7. `liveness`      notes what counts as progress, and gives up where there is none for too long, and `presence` where
-                   the receiver of a job is gone.
+7. `liveness`      notes what counts as progress, and gives up where there is none for too long (`waits` says what was
+                   waited for), and `presence` where the receiver of a job is gone.
 
 `asking` is a dry run that asks the receiver: nothing is sent. `farewell` tells the receiver of a job why its sender
 ends, where no control connection does. `server` is --listen: a transfer for each receiver that connects. `push` starts

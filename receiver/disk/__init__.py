@@ -4,7 +4,8 @@
 2. `destination`   is the open directory: it refuses names that can't be replaced, and checks that it is still at the
                    path that the user gave.
    `place`         is the destination, or a mount or the like below it: it opens its `.filestreamer/`, and counts its
-                   free space. A file is staged in the place that it goes to.
+                   free space. A file is staged in the place that it goes to. `sealed_shares` knows which shares of
+                   large files this process has sealed there.
 3. `existing`      says what becomes of a file that is there already.
 4. `staging/`      stages a file, resumes it, and commits it.
    `space`         takes space ahead of its bytes, shared fairly by all files, makes holes, and gives back what was

@@ -8,6 +8,10 @@
                  A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY.
                  `homes` has a registry for each user
 5. `run`         says when a receiver with --once is done: by a receipt, or because its sender has ended for good
+6. `client`      takes the place of `server` where this end dials (--connect, --from): it receives from one sender, and
+                 `dialled` opens the connections to it
+
+`peers_bytes` says how much memory peers may make either of them hold.
 
 A transfer has a thread of its own, and so has each of its data connections (`receiver.transfer`). The server's thread
 only takes connections through their opening, and never waits for a peer.

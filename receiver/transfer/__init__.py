@@ -8,8 +8,9 @@
                      `asked` is all that may be offered, where this receiver has fetched it
 4. `connection_set`  the data connections: how many may come, what each takes of memory, one for each connection id
 5. `connection`      receives chunks, in a thread for each data connection: header, blocks, digests, acknowledgement
+                     `dialling` is the interface of what dials them, where the sender does not
 6. `liveness`        whether the sender is there, and the transfer makes progress; if not, the transfer yields its
-                     name to another one, or gives up
+                     name to another one, or gives up; `black_hole` tells of a path that seems to lose large packets
 7. `syncer`          runs each step from Finish to Complete (`Target.next_step`) in a thread, as it may wait for a disk
 8. `ending`          stops the threads, closes the target, releases the names; says which of these hangs
 

@@ -21,6 +21,8 @@
 A shard of a tree (proto/README.md, "Shards of trees") takes the same way: `tree_shard` knows what is its own,
 `manifest` leaves the segments of other shards out, and the last shard of all puts a shared file in place.
 
+`cells` are hash tables for the names of a tree that has millions of them.
+
 Locks, in the order in which a thread may take them: that of a part, that of a file (receiver/file), then at most
 one of those of `part_table`, `open_files`, `committer`, `declines`, `spool` and `top_level_names`.
 """

@@ -6,6 +6,7 @@
 2. `chunk_size`       chooses the chunk size by the size of the file;
 3. `reader`           reads the bytes, and finds out if a file changed since it was listed;
    `run_reader`       does so for the segments of a run of chunks together;
+   `known_digests`    keeps the digests of what was read, for other receivers of the same files (--listen);
    `holes`            finds the holes of a sparse file, when it is its turn to be sent;
    `stream`           lists and reads standard input: it keeps each chunk until the chunk is acknowledged.
 """

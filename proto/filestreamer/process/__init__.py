@@ -10,5 +10,6 @@
 6. `mount`    says on which mount an open file lies;
 7. `rate_limit` makes the data connections wait, so that all together stay below a rate;
 8. `variables` says what a variable of the environment holds;
-9. `garbage`  has Python search for cycles of objects less often than it would.
+9. `garbage`  has Python search for cycles of objects less often than it would;
+10. `descriptors` says how many descriptors the process may have, and which of them a path names.
 """

@@ -2,6 +2,7 @@
 
 1. `definition`   defines one setting as a dataclass field: its names, its default, its line in --help;
 2. `common`       the settings that both services have; each service extends them in its own `settings` module;
+   `source`       those of the source, which a receiver has as well, for the sender that it starts (--from);
 3. `parse`        fills the settings of a service from flags, environment, config file and defaults, in this order;
 4. `config_file`  reads the config file, and checks the keys of both services;
 5. `values`       reads the value of a setting; `address` reads HOST:PORT, and `sizes` reads and writes sizes and rates;
