@@ -191,8 +191,10 @@ class Client:
         """Act on an event; return the exit code if the work is done."""
         match event:
             case _Opened(dialled):
+                self._has_dialled(dialled.hello.role)
                 self._take(dialled)
             case _Failed(role, error):
+                self._has_dialled(role)
                 self._take_failure(role, error)
             case _Wanted(connections):
                 self._wanted = connections
@@ -236,14 +238,16 @@ class Client:
             self.admission.on_few_threads()
             self._events.put(_Failed(role, error))
 
-    def _take(self, dialled: Dialled) -> None:
-        """Hand a connection to the transfer that Hello names; say Abort where that fails."""
-        hello = dialled.hello
-        is_control = hello.role is m.Role.CONTROL
-        if is_control:
+    def _has_dialled(self, role: m.Role) -> None:
+        """Take in that a connection of this role is not being dialled any more."""
+        if role is m.Role.CONTROL:
             self._is_control_dialled = False
         else:
             self._data_dialled -= 1
+
+    def _take(self, dialled: Dialled) -> None:
+        """Hand a connection to the transfer that Hello names; say Abort where that fails."""
+        hello = dialled.hello
         complete = self._transfer if self._transfer is not None and self._transfer.is_complete else None
         if complete is not None and hello.transfer_id != complete.transfer_id:
             # The sender has forgotten the transfer, as it is complete there, too.
@@ -256,9 +260,9 @@ class Client:
         except FilestreamerError as error:
             code = error.code if isinstance(error, RemoteProtocolError | TransferFailed) else Code.LIMIT
             dialled.abort(code, str(error))
-            self._take_failure(hello.role, error, is_dialled=False)
+            self._take_failure(hello.role, error)
             return
-        if is_control:
+        if hello.role is m.Role.CONTROL:
             self._log.info("connected", address=format_address(dialled.address[1]))
             self._is_control_wanted = False
             if self._transfer is not None and self._transfer is not transfer:
@@ -268,17 +272,15 @@ class Client:
         else:
             self._data_backoff.reset()
 
-    def _take_failure(self, role: m.Role, error: FilestreamerError, *, is_dialled: bool = True) -> None:
+    def _take_failure(self, role: m.Role, error: FilestreamerError) -> None:
         """Try again later, where that may help. Raises the error where not."""
         if role is m.Role.CONTROL:
-            self._is_control_dialled = self._is_control_dialled and not is_dialled
             if not error.retryable:
                 raise error
             if str(error) != str(self._trouble):
                 self._log.warning("cannot_connect", reason=str(error))
             self._wait_for_control()
         else:
-            self._data_dialled -= is_dialled
             # A sender that wants fewer connections by now, or begins again, is no trouble.
             if getattr(error, "code", None) not in (Code.LIMIT, Code.UNKNOWN_TRANSFER):
                 self._log.warning("cannot_connect", reason=str(error))
