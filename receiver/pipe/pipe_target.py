@@ -74,9 +74,7 @@ class PipeTarget(OneFile):
         buffer, counters = self.chunks, self._counters
         if counters.is_growing:
             counters.size_bytes, counters.chunks = buffer.passed_bytes, buffer.passed
-        is_waiting = (
-            buffer.is_waiting and self._file_share is None
-        )  # waiting for a slow disk does not count as a pipe's
+        is_waiting = buffer.is_waiting and self._file_share is None  # else it waits for a disk, not for a reader
         if is_waiting != counters.is_waiting:
             counters.is_waiting = is_waiting
             self._log.info("output_waits" if is_waiting else "output_goes_on", file=buffer.writer.path)

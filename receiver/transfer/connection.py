@@ -114,9 +114,8 @@ class DataConnection(threading.Thread):
         """Take the place of an older connection, say Welcome, receive chunks until the connection ends."""
         error = run_to_end(f"connection {self.connection_id}", self._serve)
         if isinstance(error, TransferFailed) and error.code is Code.LIMIT:
-            error = ConnectionLost(
-                error.reason
-            )  # no memory for this connection: the other connections go on without it
+            # No memory for this connection: the other connections go on without it.
+            error = ConnectionLost(error.reason)
         try:
             self._end(error)
         finally:

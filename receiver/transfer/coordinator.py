@@ -137,9 +137,8 @@ class Coordinator:
         worker = self._context.disk_worker
         try:
             worker.begin(work)
-        except (
-            TransferFailed
-        ):  # no thread could be started: this thread waits for the disk, and sends no heartbeat meanwhile
+        except TransferFailed:
+            # No thread could be started: this one waits for the disk, and sends no heartbeat meanwhile.
             yield from work()
             return
         while True:

@@ -38,9 +38,8 @@ class Syncer:
         thread = threading.Thread(target=run, name="sync", daemon=True)
         try:
             start_thread(thread, "the sync")
-        except (
-            TransferFailed
-        ):  # without a thread, no heartbeat is sent until the disk is done: still better than to give up
+        except TransferFailed:
+            # Without a thread, no heartbeat is sent until the disk is done: still better than to give up.
             if error := run_to_end("sync", step):
                 raise error from None
             return False

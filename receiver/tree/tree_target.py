@@ -453,10 +453,9 @@ class TreeTarget:
             if part_state.state(index) not in (WITHDRAWN, DECLINED) and part_state.is_partial(index):
                 if large.open_file is None:
                     self._large_files.open(part_state, index, None)
+                # The sender has given up the chunks that are still being received: otherwise it would not say Finish.
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
-                    connection.stop(
-                        LEAVE_SECONDS
-                    )  # the sender has given this chunk up: otherwise it would not say Finish
+                    connection.stop(LEAVE_SECONDS)
                 self._large_files.close_if_done(part_state, index, is_finishing=True)
 
     def _held_bytes(self, number: int) -> int:

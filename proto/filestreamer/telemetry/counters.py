@@ -53,7 +53,10 @@ class Skipped(NamedTuple):
 
 
 class Latencies:
-    """How long chunks took from begin_chunk to acknowledgement: a count for each bucket, and one beyond the last."""
+    """How long chunks took to be acknowledged: a count for each bucket, and one beyond the last.
+
+    The sender counts from when the queue gives a chunk to a connection, the receiver from its header.
+    """
 
     __slots__ = ("counts", "sum_seconds")
 

@@ -307,9 +307,8 @@ class Channel:
         self._start = self._end = 0
         left = CLOSING_BYTES
         with contextlib.suppress(FilestreamerError):
-            while left > 0 and self._receive(
-                wait=False
-            ):  # bytes that are unread at the close would reset the connection
+            # Bytes that are unread at the close would reset the connection.
+            while left > 0 and self._receive(wait=False):
                 left -= self._end
                 self._start = self._end = 0
         self.close()
