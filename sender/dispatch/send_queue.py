@@ -166,8 +166,8 @@ class SendQueue:
 
     def reopen(self, first: int, end: int) -> None:
         """Queue the chunks [first, end) again: the receiver misses them after Finish."""
-        self.may_finish_ahead = False
         with self._changed:
+            self.may_finish_ahead = False
             for ordinal in self.share.ordinals(first, end):
                 if self._reopen(ordinal):
                     self._put_back([self.share.chunk(ordinal)])

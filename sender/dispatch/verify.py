@@ -158,11 +158,10 @@ class Verifier:
     # --- the threads
 
     def _begin_thread(self) -> None:
+        """Begin another thread, unless there are enough. Raises TransferFailed(LIMIT) where none can be started."""
         with self._beginning:
-            self._begin_thread_locked()
-
-    def _begin_thread_locked(self) -> None:
-        if len(self._threads) < self._most_threads:
+            if len(self._threads) >= self._most_threads:
+                return
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             try:
                 start_thread(thread, "comparing held chunks")
