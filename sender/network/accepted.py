@@ -129,7 +129,11 @@ class Accepted:
                 raise ConnectionLost("the transfer is over")
             channel = self._control = self._new_control
             self._new_control = None
-        address = _address(channel)
+        try:
+            address = _address(channel)
+        except ConnectionLost:
+            self.close_channel(channel)
+            raise
         on_hello(address, Arrived(channel))
         return channel, address, self.incarnation
 

@@ -1,6 +1,8 @@
 """How the connections of a receiver that has dialled are handed to the threads of its transfer."""
 
+import select
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -137,6 +139,20 @@ def test_a_new_control_connection_takes_the_place_of_the_older_one(ends: Ends) -
 
     assert first.socket.recv(1) == b""  # its reader notices
     assert ends.accepted.open_control(lambda *_: None)[0] is second
+
+
+def test_a_control_connection_that_was_reset_before_it_was_handed_out_is_closed(ends: Ends) -> None:
+    """A receiver that does so again and again would take one descriptor each time."""
+    channel = ends.channel()
+    theirs, ours = ends.sockets
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    until(lambda: bool(select.select([ours], [], [], 0)[0]), "the reset has come")
+    ends.accepted.take_control(channel)
+    with pytest.raises(ConnectionLost):
+        ends.accepted.open_control(lambda *_: None)
+
+    assert (ours.fileno(), len(ends.accepted)) == (-1, 0)
 
 
 def test_at_the_end_everybody_is_told(ends: Ends) -> None:
