@@ -187,7 +187,9 @@ class Transfer:
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
         self._zeros = Zeros(self._manifest, self._queue, self.counters, self._link)
         self._second_tries = SecondTries(self._listing, self._skipped)
-        self._withdrawals = Withdrawals(self._manifest, self._answers, self._second_tries, self._link, self.mailbox)
+        self._withdrawals = Withdrawals(
+            self._manifest, self._answers, self._zeros, self._second_tries, link=self._link, mailbox=self.mailbox
+        )
         self._declined = DeclinedEntries(
             self._manifest, self._queue, self._withdrawals, self._skipped, self.counters, is_tree=self._is_tree
         )
@@ -317,7 +319,6 @@ class Transfer:
             case Compared():
                 self._answers.compared(event)
             case Withdrew():
-                self._zeros.uncount(event.file_id)
                 self._withdrawals.take(event)
             case FoundZeros():
                 self._zeros.take(event)

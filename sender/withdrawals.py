@@ -13,16 +13,25 @@ from sender.dispatch.part import Part
 from sender.mailbox import Mailbox
 from sender.second_tries import SecondTries
 from sender.source.item import Unsendable
+from sender.zeros import Zeros
 
 
 class Withdrawals:
     """Handles the files that threads withdraw. For the coordinator's thread."""
 
     def __init__(
-        self, manifest: Manifest, answers: Answers, second_tries: SecondTries, link: ControlLink, mailbox: Mailbox
+        self,
+        manifest: Manifest,
+        answers: Answers,
+        zeros: Zeros,
+        second_tries: SecondTries,
+        *,
+        link: ControlLink,
+        mailbox: Mailbox,
     ) -> None:
         self._manifest = manifest
         self._answers = answers
+        self._zeros = zeros
         self._second_tries = second_tries
         self._link = link
         self._mailbox = mailbox
@@ -38,7 +47,7 @@ class Withdrawals:
         assert part is not None  # a part is not dropped before this event was acted on
         item = part.item(file_id)
         self._second_tries.take(item, error)
-        self._answers.withdraw(file_id)
+        self._leave_out(file_id)
         if part.is_sent and self._link.state in ("manifest", "moving"):
             self._say((file_id,))
         self._manifest.withdrawn.take(file_id)
@@ -53,13 +62,17 @@ class Withdrawals:
         for file_id in file_ids:
             part = self._manifest.part_of_file(file_id)
             assert part is not None  # as in `take`
-            self._answers.withdraw(file_id)
+            self._leave_out(file_id)
             if part.is_sent:
                 said.append(file_id)
             self._manifest.withdrawn.take(file_id)
         if self._link.state in ("manifest", "moving"):
             for at in range(0, len(said), limits.FILES_PER_WITHDRAWN):
                 self._say(tuple(said[at : at + limits.FILES_PER_WITHDRAWN]))
+
+    def _leave_out(self, file_id: int) -> None:
+        self._zeros.uncount(file_id)
+        self._answers.withdraw(file_id)
 
     def withdraw_links(self, part: Part) -> None:
         """Withdraw the further names of files whose first name was withdrawn."""

@@ -10,7 +10,8 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
-from tests.support.peer import RawReceiver
+from tests.support import trees
+from tests.support.peer import RawReceiver, read_chunk
 from tests.support.services import Pair, same
 from tests.support.staging import statuses
 from tests.support.waiting import until
@@ -201,6 +202,27 @@ def test_control_is_lost_when_zeros_were_told(pair: Pair, arrived: bool) -> None
         control.send(m.Complete(True))
         control.end_writing()
         sender.succeeds()
+
+
+def test_a_file_is_declined_when_its_zeros_were_told(pair: Pair) -> None:
+    """What is not moved counts neither with its bytes nor with its zeros."""
+    tree = trees.write(pair.source / "tree" / "a", b"small").parent
+    make(tree / "sparse", 4 * MIB, [(3 * MIB, MIB)])
+    zeros = m.Zeros((m.SegmentRange(2, 0, 3),))
+    with RawReceiver() as receiver:
+        sender = pair.sender(tree, receiver.address, "--chunk-size", "1MiB", "--connections", 1)
+        control, _ = receiver.tree()
+        control.send(m.Needed((m.FileRange(1, 2),), ()))
+        data, _ = receiver.welcome(m.Role.DATA)
+        chunk = read_chunk(data)
+        assert control.expect(m.Zeros) == zeros
+        control.send(zeros, m.Declined((m.DeclinedEntry(2, m.SkipKind.DECLINED, "it is too large", b"tree/sparse"),)))
+        assert control.expect(m.Withdrawn).file_ids == (2,)
+        data.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
+        control.finish()
+        control.send(m.Complete(True))
+        control.end_writing()
+        assert sender.falls_short()["bytes"] == len(b"small")
 
 
 @pytest.mark.parametrize("kind", ["file", "tree"])
