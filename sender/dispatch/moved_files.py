@@ -11,12 +11,8 @@ A file of one segment needs none of this.
 
 import threading
 from dataclasses import dataclass, field
-from typing import Final
 
 from sender.source.item import Identity, Item
-
-PASSES_MAX: Final = 4
-"""How often a file is read again in a row while its ctime moves each time."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
