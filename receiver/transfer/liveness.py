@@ -217,9 +217,9 @@ class Liveness:
         elif under_way_bytes:
             waited += f", of which {format_size(under_way_bytes)} are under way"
         silent_seconds = now - self._heard_at()
-        count = "1 data connection" if len(connections) == 1 else f"{len(connections)} data connections"
-        waited += f"; there are {count}" if len(connections) != 1 else f"; there is {count}"
-        return f"{waited}, and the last byte came {silent_seconds:.0f} s ago"
+        count = len(connections)
+        there = "there is 1 data connection" if count == 1 else f"there are {count} data connections"
+        return f"{waited}; {there}, and the last byte came {silent_seconds:.0f} s ago"
 
     def _give_up(self, what: str) -> None:
         is_pipe = isinstance(self._connection_set.target, PipeTarget)
