@@ -19,6 +19,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any, Final, Protocol
 
 from filestreamer.process.rate_limit import RateLimit
+from filestreamer.process.threads import start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.wire import limits
@@ -239,8 +240,9 @@ class Admission:
     ) -> None:
         counters = transfer.connection_set.counters_of(hello.connection_id)
         try:
-            DataConnection(transfer.context, channel, arrival.welcome(), counters, budget).start()
-        except RuntimeError:
+            connection = DataConnection(transfer.context, channel, arrival.welcome(), counters, budget)
+            start_thread(connection, "a data connection")
+        except (TransferFailed, MemoryError):
             if transfer.connection_set.admitted <= 1:
                 self.on_few_threads()
             reason = "no thread can be started"
@@ -297,8 +299,8 @@ class Admission:
             transfer = self._new_transfer(hello, arrival)
             self._transfers[arrival.user, hello.transfer_id] = transfer
         try:
-            transfer.start()
-        except RuntimeError:
+            start_thread(transfer, "a transfer")
+        except TransferFailed:
             self.on_few_threads()
             self.remove(transfer)
             transfer.account.close()

@@ -110,6 +110,22 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
     made.admission.stop()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["threads", "memory"])
+def test_a_transfer_that_gets_no_thread_is_refused(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It takes no place, and the service goes on: its sender tries again."""
+
+    def fail(_: Transfer) -> None:
+        raise error
+
+    with monkeypatch.context() as without_threads, refused(Code.LIMIT):
+        without_threads.setattr(Transfer, "start", fail)
+        receiver.begin("alice")
+    assert receiver.admission.is_idle
+    assert receiver.begin("alice").is_alive()
+
+
 # ------------------------------------------------------------------------------------------------------------- whose
 
 
