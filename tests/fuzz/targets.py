@@ -525,7 +525,7 @@ TARGETS: dict[str, FuzzTarget] = {
         fuzz_handshake, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES
     ),
     "handshake in TLS": FuzzTarget(
-        fuzz_handshake_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})
+        fuzz_handshake_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY, Code.CORRUPT})
     ),
     "ledger": FuzzTarget(fuzz_ledger, 5, (), frozenset()),
     "name": FuzzTarget(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),

@@ -502,6 +502,37 @@ def test_connections_reset_on_the_way(pair: Pair, pki: Certificates) -> None:
     assert result["reconnects"] >= 4
 
 
+IN_THE_HANDSHAKE = 400
+"""A byte of what the TLS server says first: of its certificate, which is encrypted already."""
+
+
+@pytest.mark.parametrize("nth", [0, 2])
+def test_a_handshake_that_is_damaged_on_the_way(pair: Pair, pki: Certificates, nth: int) -> None:
+    """That costs a connection, and not the transfer, be it the first one or one of several."""
+    file = pair.file("f", 5 * MIB)
+    receiver = pair.receiver("--once", *pki.receiver.shown)
+    with Relay(pair.address(receiver), flips={nth: IN_THE_HANDSHAKE}) as relay:
+        # With a rate limit, the transfer goes on when the damaged connection is lost.
+        flags = ("--connections", 4, "--chunk-size", "256KiB", "--rate-limit", "4MiB/s")
+        sender = pair.sender(file, relay.address, *pki.ours.trusted, *flags)
+        sender.succeeds()
+    receiver.succeeds()
+    assert same(file, pair.destination / "f")
+    said = [line["reason"] for line in sender.log if line["level"] == "warning"]
+    assert [reason for reason in said if "the TLS handshake was damaged on the way" in reason]
+
+
+def test_a_handshake_with_a_sender_that_listens_is_damaged(pair: Pair, pki: Certificates) -> None:
+    file = pair.file("f", 5 * MIB)
+    sender = pair.start("sender", file, "--listen", "127.0.0.1:0", "--once", *pki.receiver.shown)
+    flips = dict.fromkeys((0, 2), IN_THE_HANDSHAKE)
+    with Relay(pair.address(sender), flips=flips) as relay:
+        flags = ("--connect", relay.address, "--directory", pair.destination)
+        pair.start("receiver", *flags, *pki.ours.trusted).succeeds()
+    sender.succeeds()
+    assert same(file, pair.destination / "f")
+
+
 # --------------------------------------------------------------------------------------------------------- strangers
 
 

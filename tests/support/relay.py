@@ -15,6 +15,7 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from typing import Self
 
 from filestreamer.wire import limits
@@ -64,7 +65,9 @@ class Carried:
 class Relay:
     """Carries connections to `to`, and remembers their bytes; `as_server` and `as_client` speak TLS on either side.
 
-    `delay_seconds` is how long anything takes in either direction, as on a long way.
+    `delay_seconds` is how long anything takes in either direction, as on a long way. `flips` are connections, by the
+    order in which they come, each with the number of a byte that who was dialled says: one bit of it is changed, and
+    nobody is told.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Relay:
         as_server: ssl.SSLContext | None = None,
         as_client: ssl.SSLContext | None = None,
         delay_seconds: float = 0.0,
+        flips: Mapping[int, int] = {},
     ) -> None:
         host, _, port = to.rpartition(":")
         self._to = (host, int(port))
         self._as_server = as_server
         self._as_client = as_client
         self._delay_seconds = delay_seconds
+        self._flips = flips
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()  # protects the two fields below
@@ -164,12 +169,14 @@ class Relay:
         if self._ended:  # while it was connected: who ends the block has not seen it
             carried.reset()
         self._start(self._copy, client, server, carried.up)
-        self._copy(server, client, carried.down)
+        self._copy(server, client, carried.down, self._flips.get(number))
 
-    def _copy(self, source: socket.socket, target: socket.socket, kept: bytearray) -> None:
-        """Copy one direction to its end, and end the other side's direction with it."""
+    def _copy(self, source: socket.socket, target: socket.socket, kept: bytearray, flip: int | None = None) -> None:
+        """Copy one direction to its end, and end the other side's direction with it; `flip` is a byte to be changed."""
         with contextlib.suppress(OSError):
             while some := source.recv(READ_BYTES):
+                if flip is not None and 0 <= (at := flip - len(kept)) < len(some):
+                    some = some[:at] + bytes([some[at] ^ 1]) + some[at + 1 :]
                 kept += some[: max(0, KEPT_BYTES - len(kept))]
                 time.sleep(self._delay_seconds)
                 target.sendall(some)

@@ -59,7 +59,7 @@ class Trust:
         `token` is the one that is going to be proved on this connection: the given one, or the user's own. `pins` are
         digests of which the certificate must have one, beside what decides. `on_timeout` gets the socket where the
         receiver does not answer. Raises UsageError where the token is too short for that, RemoteProtocolError(POLICY)
-        where the receiver is not trusted, OSError where the connection failed.
+        where the receiver is not trusted, CORRUPT where the handshake was damaged, OSError where the connection failed.
         """
         contexts = self._contexts.get()
         self._look_at_own(contexts)

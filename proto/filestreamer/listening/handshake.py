@@ -150,8 +150,9 @@ class Handshake(Generic[O]):
         except ssl.SSLError as error:
             from filestreamer.wire.sockets import tls_errors
 
-            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls.session)
-            explained = tls_errors.explain_as_receiver(error, chain)
+            assert self._tls is not None  # no other stream raises it
+            chain, is_tls = tls_errors.verified_chain(self._tls.session), tls_errors.speaks_tls(self._tls.session)
+            explained = tls_errors.explain_as_receiver(error, chain, speaks_tls=is_tls)
             if self.opening.side == "sender":
                 reason = tls_errors.exchange_ends(explained.reason)
                 explained = RemoteProtocolError(reason, explained.code)

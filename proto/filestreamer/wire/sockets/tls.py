@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.sockets import pem
-from filestreamer.wire.sockets.tls_errors import UNUSABLE_KEY, explain, verified_chain, weakness, wrong_pin
+from filestreamer.wire.sockets.tls_errors import UNUSABLE_KEY, explain, speaks_tls, verified_chain, weakness, wrong_pin
 from filestreamer.wire.sockets.tls_stream import TlsStream
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ def handshake_as_sender(
 
     With `pins`, the SHA-256 of the receiver's certificate (DER) must be one of them. `has_ca` is whether the context is
     of --tls-ca, for messages. `on_timeout` gets the socket where the receiver does not answer. Raises
-    RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed; the socket stays open.
+    RemoteProtocolError: POLICY where it can't succeed, CORRUPT where it was damaged; OSError where the connection
+    failed. The socket stays open.
     """
     stream = TlsStream(context, sock, server_name(host))
     try:
@@ -223,7 +224,9 @@ def handshake_as_sender(
     except ssl.SSLEOFError as error:
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:
-        raise explain(error, chain=verified_chain(stream.session), host=host, has_ca=has_ca) from None
+        session = stream.session
+        chain, is_tls = verified_chain(session), speaks_tls(session)
+        raise explain(error, chain=chain, host=host, has_ca=has_ca, speaks_tls=is_tls) from None
     if pins and (shown := peer_certificate_sha256(stream)) not in pins:
         raise wrong_pin(shown, pins)
     return stream

@@ -35,6 +35,18 @@ _MAKE_STRONG: Final = "make a new one with a key of RSA 2048 or ECDSA P-256 (or 
 
 UNUSABLE_KEY: Final = f"TLS 1.3 has no signature for the key of --tls-cert: {_MAKE_STRONG}"
 
+_DAMAGED: Final = (
+    "BAD_RECORD_MAC",
+    "DECODE_ERROR",
+    "ILLEGAL_PARAMETER",
+    "UNEXPECTED_MESSAGE",
+    "BAD_EXTENSION",
+    "INVALID_SESSION_ID",
+    "LENGTH_MISMATCH",
+    "BAD_LENGTH",
+)
+"""OpenSSL's words, its own and those of alerts, for bytes that no end of TLS sends: they were changed on the way, and
+TCP's checksum of 16 bits let that pass."""
 _ALERT: Final = re.compile(r"ALERT_(\w+)$")
 _ALERTS: Final = {
     "CERTIFICATE_EXPIRED": "it has expired by {peer}'s clock: renew it, or put the clock right that is wrong",
@@ -85,19 +97,37 @@ def verified_chain(session: ssl.SSLObject) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in found if hasattr(each, "public_bytes")]
 
 
-def explain(
-    error: ssl.SSLError, *, chain: Sequence[bytes] = (), host: str = "", has_ca: bool = False
-) -> RemoteProtocolError:
-    """Return the error that a failed handshake means to a sender. It is not retryable: it never gets better by itself.
+def speaks_tls(session: ssl.SSLObject) -> bool:
+    """Whether the peer has said a Hello of TLS that this end could take, be the handshake over or not."""
+    return session.cipher() is not None
 
-    `chain` is what the receiver showed, and `host` the name it was called by; `has_ca` is whether --tls-ca was given.
+
+def explain(
+    error: ssl.SSLError,
+    *,
+    chain: Sequence[bytes] = (),
+    host: str = "",
+    has_ca: bool = False,
+    speaks_tls: bool = False,
+) -> RemoteProtocolError:
+    """Return the error that a failed handshake means to a sender. Only one that was damaged is retryable (CORRUPT).
+
+    `chain` is what the receiver showed, and `host` the name it was called by; `has_ca` is whether --tls-ca was given,
+    and `speaks_tls` what the function of that name says.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _refusal(_untrusted("sender", error, chain, host=host, has_ca=has_ca))
     reason = _reason(error)
+    if _is_damaged(reason, speaks_tls=speaks_tls):
+        return _damaged(reason)
     if _is_no_tls(reason):
         return _refusal(
             "the other side does not speak TLS: leave out --tls, or start the receiver with --tls", Code.POLICY
+        )
+    if _is_older_tls(reason):
+        return _refusal(
+            "the other side speaks no TLS 1.3: either it is not the receiver, or a proxy before it ends TLS, which has"
+            " to pass TLS on as it is"
         )
     if _NO_CERTIFICATE in reason:
         return _refusal(
@@ -118,18 +148,25 @@ def explain_refusal(error: OSError) -> RemoteProtocolError | None:
     return explain(error)
 
 
-def explain_as_receiver(error: ssl.SSLError, chain: Sequence[bytes] = ()) -> RemoteProtocolError:
-    """Return the error that a failed handshake means to a receiver; `chain` is what the sender showed."""
+def explain_as_receiver(
+    error: ssl.SSLError, chain: Sequence[bytes] = (), *, speaks_tls: bool = False
+) -> RemoteProtocolError:
+    """Return the error that a failed handshake means to a receiver; `chain` is what the sender showed.
+
+    `speaks_tls` is what the function of that name says.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _refusal(_untrusted("receiver", error, chain, has_ca=True))
     reason = _reason(error)
+    if _is_damaged(reason, speaks_tls=speaks_tls):
+        return _damaged(reason)
     if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
         return _refusal(
             "the sender shows no certificate: it needs --tls-cert and --tls-key, signed by a CA of --tls-ca"
         )
     if _is_no_tls(reason):
         return _refusal("the TLS handshake failed: the other side does not speak TLS")
-    if "UNSUPPORTED_PROTOCOL" in reason:
+    if _is_older_tls(reason):
         return _refusal("the TLS handshake failed: the other side speaks no TLS 1.3")
     return _refusal(_other("receiver", error))
 
@@ -146,6 +183,20 @@ def wrong_pin(shown: bytes, pins: Sequence[bytes]) -> RemoteProtocolError:
 
 def _refusal(reason: str, code: Code = Code.POLICY) -> RemoteProtocolError:
     return RemoteProtocolError(reason, code)
+
+
+def _is_damaged(reason: str, *, speaks_tls: bool) -> bool:
+    # Newer versions of OpenSSL have one word (RECORD_LAYER_FAILURE) for a record whose checksum is wrong, and for bytes
+    # that are no TLS. A peer that has said Hello speaks TLS.
+    return any(word in reason for word in _DAMAGED) or (speaks_tls and _is_no_tls(reason))
+
+
+def _damaged(reason: str) -> RemoteProtocolError:
+    return _refusal(f"the TLS handshake was damaged on the way ({_plain(reason)})", Code.CORRUPT)
+
+
+def _is_older_tls(reason: str) -> bool:
+    return "UNSUPPORTED_PROTOCOL" in reason or "ALERT_PROTOCOL_VERSION" in reason
 
 
 def _is_no_tls(reason: str) -> bool:

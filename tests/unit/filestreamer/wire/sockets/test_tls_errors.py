@@ -321,6 +321,59 @@ def test_a_peer_without_tls_1_3(pki: Pki) -> None:
     assert "speaks no TLS 1.3" in str(shake(server(pki.receiver), old).receiver)
 
 
+def test_a_server_without_tls_1_3(pki: Pki) -> None:
+    """It is no receiver: a proxy, for instance. It sends an alert or, if it is an old one, a Hello of TLS 1.2."""
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(pki.receiver.certificate, pki.receiver.key)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    expected = "speaks no TLS 1.3: either it is not the receiver, or a proxy before it ends TLS"
+    assert expected in str(shake(old, client(pki.ours.certificate)).sender)
+    assert expected in str(tls_errors.explain(failure("UNSUPPORTED_PROTOCOL")))
+
+
+def failure(reason: str) -> ssl.SSLError:
+    """Return an error of this reason, as OpenSSL names it."""
+    error = ssl.SSLError(1, reason.lower())
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "SSLV3_ALERT_BAD_RECORD_MAC", "TLSV1_ALERT_DECODE_ERROR", "BAD_EXTENSION"],
+)
+def test_a_handshake_that_was_damaged(reason: str) -> None:
+    for explained in (tls_errors.explain(failure(reason)), tls_errors.explain_as_receiver(failure(reason))):
+        assert (explained.code, explained.retryable) == (Code.CORRUPT, True)
+        assert "damaged on the way" in str(explained)
+
+
+@pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"])
+def test_bytes_that_are_no_record(reason: str) -> None:
+    """The versions of OpenSSL have several words for them. From a peer that has said Hello, they are damaged."""
+    for explain in (tls_errors.explain, tls_errors.explain_as_receiver):
+        assert "does not speak TLS" in str(explain(failure(reason)))
+        assert explain(failure(reason), speaks_tls=True).code is Code.CORRUPT
+
+
+def test_who_has_said_hello_speaks_tls(pki: Pki) -> None:
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sender = client(pki.ours.certificate).wrap_bio(down, up, server_hostname=HOST)
+    receiver = server(pki.receiver).wrap_bio(up, down, server_side=True)
+    assert not tls_errors.speaks_tls(sender)
+    assert not tls_errors.speaks_tls(receiver)
+    for end in (sender, receiver):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert tls_errors.speaks_tls(receiver)
+    said = bytearray(down.read())
+    said[-1] ^= 1
+    down.write(said)
+    with pytest.raises(ssl.SSLError):
+        sender.do_handshake()
+    assert tls_errors.speaks_tls(sender)
+
+
 def test_a_key_that_tls_1_3_has_no_signature_for(pki: Pki) -> None:
     key = pki.directory / "odd.key"
     openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:secp256k1", "-out", key)
