@@ -154,6 +154,23 @@ def test_a_secret_of_kubernetes(pair: Pair, pki: Certificates, tmp_path: Path) -
     assert not receiver.events("not_renewed")
 
 
+def test_a_chain_that_is_half_written(pair: Pair, pki: Certificates, ours: Files, tmp_path: Path) -> None:
+    """Its first certificate is whole, and fits the key; without the others, no sender would trust the receiver."""
+    middle = Authority(tmp_path, "middle", pki.old)
+    below = middle.issue("below")
+    chain = below.certificate.read_text() + middle.certificate.read_text()
+    ours.show(below)
+    put(chain, ours.certificate)
+    receiver = pair.receiver(*ours.shown)
+    address = pair.address(receiver)
+    put(chain[:-100], ours.certificate)
+    assert "it is cut short" in receiver.wait_for("not_renewed")["reason"]
+    pair.sender(pair.file("f", 1000), address, *pki.old.trusted).succeeds()
+    put(chain, ours.certificate)
+    receiver.wait_for("renewed")
+    pair.sender(pair.file("g", 1000), address, *pki.old.trusted).succeeds()
+
+
 def test_files_that_are_gone(pair: Pair, pki: Certificates, ours: Files) -> None:
     ours.show(pki.old_receiver)
     ours.say(OLD)

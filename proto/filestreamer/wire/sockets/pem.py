@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+_BEGIN: Final = b"-----BEGIN "
 _CERTIFICATES: Final = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
 _SEQUENCE: Final = 0x30
 _INTEGER_3: Final = b"\x02\x01\x03"
@@ -24,7 +25,10 @@ _PKCS7: Final = "make PEM of its certificates with openssl pkcs7 {}-print_certs 
 
 
 def certificates(content: bytes) -> list[bytes]:
-    """Return the DER of each certificate, in the order of the file. Raises ValueError where there is none."""
+    """Return the DER of each certificate, in the order of the file.
+
+    Raises ValueError where there is none, or one is damaged.
+    """
     found = [_first_value(_decoded(body)) for label, body in _blocks(content) if label in _CERTIFICATES]
     if not found:
         raise ValueError(_what_it_is(content, "certificate", "x509"))
@@ -32,7 +36,7 @@ def certificates(content: bytes) -> list[bytes]:
 
 
 def private_keys(content: bytes) -> list[bytes]:
-    """Return each private key as PEM that OpenSSL reads. Raises ValueError where there is none."""
+    """Return each private key as PEM that OpenSSL reads. Raises ValueError where there is none, or one is damaged."""
     found = []
     for label, body in _blocks(content):
         if label == b"ENCRYPTED PRIVATE KEY" or (label.endswith(b"PRIVATE KEY") and b"ENCRYPTED" in body):
@@ -54,8 +58,14 @@ def chain(found: list[bytes]) -> bytes:
 
 
 def _blocks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield label and body of each block. Raises ValueError behind the last one where another one has no end."""
+    end = 0
     for match in _BLOCK.finditer(content):
         yield match[1], match[2]
+        end = match.end()
+    # A file that is being written, or was not copied to its end: no peer trusts a part of a chain.
+    if _BEGIN in content[end:]:
+        raise ValueError("it is cut short: behind its last BEGIN there is no END")
 
 
 def _decoded(body: bytes) -> bytes:

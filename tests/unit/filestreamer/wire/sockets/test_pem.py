@@ -116,7 +116,7 @@ def test_what_is_none_says_what_it_is(made: tuple[Pem, Path], command: str, cert
         (b" \r\n", "it is empty"),
         (b"hello", "it is not PEM"),
         ("-----BEGIN CERTIFICATE-----".encode("utf-16"), "it is UTF-16 text: save it as UTF-8"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "it is not PEM"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "it is cut short"),
         (b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "it is damaged"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "it is damaged"),
         (b"-----BEGIN CERTIFICATE-----\n<html>\n-----END CERTIFICATE-----\n", "it is damaged"),
@@ -129,6 +129,16 @@ def test_what_is_none_says_what_it_is(made: tuple[Pem, Path], command: str, cert
 def test_what_is_nothing(content: bytes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         pem.certificates(content)
+
+
+def test_what_is_cut_short(made: tuple[Pem, Path]) -> None:
+    """Wherever that is: what is there of a chain, of CAs, or of keys is not all of them."""
+    one, key = made[0].certificate.read_bytes(), made[0].key.read_bytes()
+    for parse, whole in ((pem.certificates, one), (pem.private_keys, key)):
+        for before in (b"", whole):
+            for length in range(len(b"-----BEGIN "), len(whole.rstrip())):
+                with pytest.raises(ValueError, match="it is cut short"):
+                    parse(before + whole[:length])
 
 
 def test_what_comes_from_a_pipe_is_there_for_each_transfer(made: tuple[Pem, Path], tmp_path: Path) -> None:
