@@ -27,6 +27,7 @@ CONTENT_BYTES: Final = 4 * limits.MIB
 """The most that is read of a file; more than certificates take."""
 _NOT_THE_KEYS: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 """OpenSSL's reasons where a certificate is not that of the key."""
+_UNREADABLE: Final = "it is damaged (copy it anew), or of a kind that OpenSSL does not take"
 
 _pipe_contents: Final[dict[str, bytes]] = {}
 """What was read from pipes, by path. A pipe can be read once; several settings or transfers may need its content."""
@@ -111,16 +112,30 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
             except ssl.SSLError as error:
                 if error.reason in _NOT_THE_KEYS:
                     continue
-                said = weakness(error) or _reason(error)
-                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {said}") from None
-            if not _can_shake_hands(trial):
-                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {UNUSABLE_KEY}")
+                if said := weakness(error):
+                    raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {said}") from None
+                unread = f"--tls-key {key}" if _are_certificates(chain) else f"--tls-cert {certificate}"
+                raise UsageError(f"{unread}: {_UNREADABLE}{_reason(error)}") from None
+            if fault := _fault_of_handshake(trial, certificates):
+                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {fault}")
             return shown
     raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key does not belong to the certificate")
 
 
-def _can_shake_hands(context: ssl.SSLContext) -> bool:
-    """Whether a client can do a TLS handshake with a server that has this context; it is tried in memory."""
+def _are_certificates(chain: list[bytes]) -> bool:
+    """Whether OpenSSL reads each of these (DER)."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=b"".join(chain))
+    except ssl.SSLError:
+        return False
+    return True
+
+
+def _fault_of_handshake(context: ssl.SSLContext, shown: list[bytes]) -> str | None:
+    """Say why no client can do a TLS handshake with a server that has this context; it is tried in memory.
+
+    `shown` are the certificates that it has.
+    """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -130,9 +145,14 @@ def _can_shake_hands(context: ssl.SSLContext) -> bool:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-        except ssl.SSLError:
-            return False
-    return True
+        except ssl.SSLError as error:
+            if error.reason == "EXCESSIVE_MESSAGE_SIZE":
+                return (
+                    f"the {len(shown)} certificates of --tls-cert are more than a TLS peer takes: leave only the one of"
+                    " the key, and those between it and its CA"
+                )
+            return UNUSABLE_KEY
+    return None
 
 
 def _load_ca(context: ssl.SSLContext, ca: str) -> None:
@@ -141,7 +161,7 @@ def _load_ca(context: ssl.SSLContext, ca: str) -> None:
         # What the file has is trusted, be it a root, an intermediate (companies hand out just that), or the peer's own.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     except ssl.SSLError as error:
-        raise UsageError(f"--tls-ca {ca}: {_reason(error)}") from None
+        raise UsageError(f"--tls-ca {ca}: {_UNREADABLE}{_reason(error)}") from None
 
 
 def _parsed(parse: Callable[[bytes], list[bytes]], flag: str, path: str) -> list[bytes]:
@@ -191,7 +211,8 @@ def _as_file(content: bytes, *, is_on_disk_allowed: bool = True) -> Iterator[str
 
 
 def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).lower().replace("_", " ")
+    """Return what OpenSSL calls an error, for the end of a message; "" where that says no more than where it was."""
+    return f" ({error.reason.lower().replace('_', ' ')})" if error.reason else ""
 
 
 def peer_certificate_sha256(stream: TlsStream) -> bytes:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import ssl
 import threading
 from pathlib import Path
@@ -158,6 +159,35 @@ def test_what_comes_from_a_pipe_is_there_for_each_transfer(made: tuple[Pem, Path
     file.write_bytes(b"")
     with pytest.raises(UsageError, match=f"--tls-ca {file}: it is empty"):
         tls.client_context(str(file), None, None)
+
+
+def test_each_file_that_openssl_does_not_read_is_named(made: tuple[Pem, Path], tmp_path: Path) -> None:
+    """It is PEM, and what is in it is DER; what that says is what it should not be."""
+    (certificate, key), odd = made[0], tmp_path / "odd.pem"
+    body = base64.b64encode(b"\x30\x03\x02\x01\x01").decode()
+    damaged = "it is damaged (copy it anew), or of a kind that OpenSSL does not take"
+    for label, before, flag, files in (
+        ("CERTIFICATE", "", "--tls-cert", (odd, key)),
+        ("CERTIFICATE", certificate.read_text(), "--tls-cert", (odd, key)),
+        ("PRIVATE KEY", "", "--tls-key", (certificate, odd)),
+    ):
+        odd.write_text(f"{before}-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+        with pytest.raises(UsageError, match=re.escape(f"{flag} {odd}: {damaged}") + "$"):
+            tls.server_context(str(files[0]), str(files[1]), None)
+    odd.write_text(f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    with pytest.raises(UsageError, match=re.escape(f"--tls-ca {odd}: {damaged}") + "$"):
+        tls.client_context(str(odd), None, None)
+
+
+def test_more_certificates_than_a_peer_takes(made: tuple[Pem, Path], tmp_path: Path) -> None:
+    """Such as all CAs of a system behind one's own; the key is not what is wrong then."""
+    chain = tmp_path / "chain.pem"
+    chain.write_text(made[0].certificate.read_text() * 1000)
+    says = "the 1000 certificates of --tls-cert are more than a TLS peer takes"
+    with pytest.raises(UsageError, match=says):
+        tls.server_context(str(chain), str(made[0].key), None)
+    with pytest.raises(UsageError, match=says):
+        tls.client_context(None, str(chain), str(made[0].key))
 
 
 def test_a_file_without_end() -> None:
