@@ -37,12 +37,13 @@ class OwnCertificate:
                 self._der, self._facts, self._told = der, facts(der), None
             if self._facts is None:
                 return
-            fault = self._facts.fault_of_time(datetime.now(UTC)) or self._facts.fault_of_usage(self._side)
+            remedy = "renew it, or put the clock right"
+            fault = self._facts.fault_of_time(datetime.now(UTC))
+            if fault is None:
+                remedy = "issue it anew"
+                fault = self._facts.fault_of_usage(self._side)
             kind = fault.partition(";")[0] if fault else None
             if kind != self._told and fault is not None:
-                self._log.warning(
-                    "certificate_not_valid",
-                    reason=f"--tls-cert {self._path} {fault}: {self._peers} that check it refuse it: renew it, or put"
-                    " the clock right",
-                )
+                reason = f"--tls-cert {self._path} {fault}: {self._peers} that check it refuse it: {remedy}"
+                self._log.warning("certificate_not_valid", reason=reason)
             self._told = kind

@@ -24,7 +24,11 @@ _PURPOSES: Final[dict[Side, x509.ObjectIdentifier]] = {
     "sender": ExtendedKeyUsageOID.CLIENT_AUTH,
 }
 """What the certificate of each side has to be good for (RFC 5280, 4.2.1.12)."""
-_PURPOSE_NAMES: Final[dict[Side, str]] = {"receiver": "serverAuth", "sender": "clientAuth"}
+_PURPOSE_NAMES: Final = {
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
+}
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -48,8 +52,8 @@ class Facts(NamedTuple):
     not_after: datetime
     purposes: tuple[x509.ObjectIdentifier, ...] | None
     """The extended key usages; None where it has no such restriction."""
-    can_sign: bool
-    """Whether its key usage lets it sign a TLS handshake."""
+    key_usage: x509.KeyUsage | None
+    """What its key may do; None where it has no such restriction."""
 
     def fault_of_time(self, now: datetime) -> str | None:
         """Say that it is not valid at this moment, with both clocks; None where it is valid."""
@@ -64,15 +68,19 @@ class Facts(NamedTuple):
         """Say that it must not be used by this side; None where it may be."""
         if fault := self.fault_of_purpose(side):
             return fault
-        return None if self.can_sign else "has a key usage without digitalSignature"
+        allowed = self.key_usage
+        # OpenSSL takes more than digitalSignature, as it does not ask for which version of TLS a certificate is.
+        is_good = allowed is None or allowed.digital_signature or allowed.key_agreement
+        if is_good or (allowed is not None and side == "receiver" and allowed.key_encipherment):
+            return None
+        return "has a key usage without digitalSignature"
 
     def fault_of_purpose(self, side: Side) -> str | None:
         """Say that neither it nor what it signs must be used by this side; None where that is allowed."""
-        allowed = {_PURPOSES[side], ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
-        if self.purposes is None or allowed & {*self.purposes}:
+        if self.purposes is None or _PURPOSES[side] in self.purposes:  # to OpenSSL, "any" is none of them
             return None
-        found = ", ".join(_oid(each) for each in self.purposes[:_SHOWN_NAMES])
-        return f"has the extended key usage {found}, and needs {_PURPOSE_NAMES[side]}"
+        found = ", ".join(_PURPOSE_NAMES.get(each, each.dotted_string) for each in self.purposes[:_SHOWN_NAMES])
+        return f"has the extended key usage {found}, and needs {_PURPOSE_NAMES[_PURPOSES[side]]}"
 
 
 def facts(der: bytes) -> Facts | None:
@@ -87,7 +95,7 @@ def facts(der: bytes) -> Facts | None:
             read.not_valid_before_utc,
             read.not_valid_after_utc,
             _purposes(read),
-            _can_sign(read),
+            _key_usage(read),
         )
     return None
 
@@ -106,18 +114,11 @@ def _purposes(read: x509.Certificate) -> tuple[x509.ObjectIdentifier, ...] | Non
         return None
 
 
-def _can_sign(read: x509.Certificate) -> bool:
+def _key_usage(read: x509.Certificate) -> x509.KeyUsage | None:
     try:
-        return read.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
+        return read.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
-        return True
-
-
-def _oid(oid: x509.ObjectIdentifier) -> str:
-    for side, known in _PURPOSES.items():
-        if oid == known:
-            return _PURPOSE_NAMES[side]
-    return oid.dotted_string
+        return None
 
 
 def _line(text: str) -> str:

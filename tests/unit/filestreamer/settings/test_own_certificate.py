@@ -88,6 +88,7 @@ def test_one_that_is_for_the_other_side(authority: Authority, side: Side, usage:
     shown = der(authority.issue(f"for-{side}", extensions=[f"extendedKeyUsage={usage}"]))
     OwnCertificate(side, "tls.crt", log, "peers").look(shown)
     assert f"has the extended key usage {usage}" in log.reasons[0]
+    assert log.reasons[0].endswith("peers that check it refuse it: issue it anew")
     log.reasons.clear()
     both = der(authority.issue("both", extensions=["extendedKeyUsage=serverAuth,clientAuth"]))
     OwnCertificate(side, "tls.crt", log, "peers").look(both)

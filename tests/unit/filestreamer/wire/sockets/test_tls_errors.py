@@ -171,6 +171,38 @@ def test_certificates_of_the_other_side_of_tls(pki: Pki) -> None:
     assert "extended key usage" in str(said.sender)
 
 
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        ["keyUsage=digitalSignature"],
+        ["keyUsage=keyEncipherment,dataEncipherment", "extendedKeyUsage=serverAuth"],  # what many instructions have
+        ["keyUsage=keyEncipherment"],
+        ["keyUsage=keyAgreement"],
+        ["keyUsage=nonRepudiation"],
+        ["extendedKeyUsage=serverAuth,clientAuth"],
+        ["extendedKeyUsage=clientAuth"],
+        ["extendedKeyUsage=anyExtendedKeyUsage"],
+        ["extendedKeyUsage=anyExtendedKeyUsage,serverAuth"],
+        ["extendedKeyUsage=codeSigning"],
+        ["basicConstraints=critical,CA:TRUE"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_told_of_ones_own_certificate_is_what_peers_do(pki: Pki, extensions: list[str]) -> None:
+    """Whether it is good for a side, which is told when that side starts; and peers that refuse it say the same."""
+    shown = pki.ours.issue("of-some-usage", extensions=extensions)
+    read = facts(ssl.PEM_cert_to_DER_cert(shown.certificate.read_text()))
+    assert read is not None
+    refusals = {
+        "receiver": shake(server(shown), client(pki.ours.certificate)).sender,
+        "sender": shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate, shown)).receiver,
+    }
+    for side, refusal in refusals.items():
+        fault = read.fault_of_usage("receiver" if side == "receiver" else "sender")
+        assert (fault is None) == (refusal is None)
+        assert (fault or "") in (refusal or "")
+
+
 def test_a_ca_that_is_for_one_side_of_tls_only(pki: Pki) -> None:
     """It is named, and not the certificate below it, which would be the same if it were issued anew."""
     key, ca = make_key(pki.directory / "servers-ca.key"), pki.directory / "servers-ca.pem"
