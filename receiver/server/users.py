@@ -78,7 +78,7 @@ class Users:
         try:
             names = _listed(self._directory)
         except OSError as error:
-            raise UsageError(f"--tokens: can't read {self._directory}: {error.strerror}") from None
+            raise UsageError(f"--tokens: {values.unreadable(self._directory, error)}") from None
         if len(names) > USERS_MAX:
             raise UsageError(f"--tokens: {self._directory} has {len(names)} files: {USERS_MAX} users are the most")
         for name in names:

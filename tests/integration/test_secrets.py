@@ -224,6 +224,28 @@ def test_a_token_that_is_no_text(pair: Pair, tmp_path: Path, command: str, conte
         assert message.startswith("--token-file: " if flags else "FILESTREAMER_TOKEN: ")
 
 
+@pytest.mark.parametrize("command", ["sender", "receiver"])
+@pytest.mark.parametrize(
+    "secret", ["0f4b7c3d" * 8, "/f4b7c3d+/" * 8 + "==", "token" * 100], ids=["hex", "base64", "long"]
+)
+def test_a_token_in_place_of_its_file_is_told_to_nobody(pair: Pair, command: str, secret: str) -> None:
+    """By a flag or a variable; what is to be done instead is told."""
+    args = (pair.file("f", 10), "--to", "127.0.0.1:1") if command == "sender" else ()
+    for flags, env in ((("--token-file", secret), {}), ((), {"FILESTREAMER_TOKEN_FILE": secret})):
+        service = pair.start(command, *args, *flags, env=env)
+        message = service.fails(2, "usage")
+        assert message.startswith("--token-file: " if flags else "FILESTREAMER_TOKEN_FILE: ")
+        assert "the variable FILESTREAMER_TOKEN takes a token itself" in message
+        assert secret[:16] not in service.stderr + service.stdout
+
+
+def test_a_token_in_place_of_the_directory_of_tokens_is_told_to_nobody(pair: Pair) -> None:
+    """FILESTREAMER_TOKENS has one letter more than the variable that was meant."""
+    receiver = pair.receiver(env={"FILESTREAMER_TOKENS": TOKEN})
+    assert "may be a token" in receiver.fails(2, "usage")
+    assert TOKEN not in receiver.stderr + receiver.stdout
+
+
 def test_one_token_written_in_two_ways(pair: Pair, tmp_path: Path) -> None:
     """A file of one system, a variable of another."""
     (tmp_path / "token").write_bytes(b"\xef\xbb\xbf" + "Kennwort für Größe".encode() + b"\r\n")
@@ -331,6 +353,24 @@ def test_a_certificate_however_it_is_written(
     flags = ("--tls-ca", ca, "--tls-cert", client, "--tls-key", senders.key)
     pair.sender(pair.file("f", 100_000), pair.address(receiver), *flags, env=env).succeeds()
     receiver.succeeds()
+
+
+@pytest.mark.parametrize("command", ["sender", "receiver"])
+@pytest.mark.parametrize("encode", [str, lambda pem: base64.b64encode(pem.encode()).decode()], ids=["PEM", "base64"])
+def test_a_key_in_place_of_its_file_is_told_to_nobody(
+    pair: Pair, pki: Pki, command: str, encode: Callable[[str], str]
+) -> None:
+    """By a flag or a variable, as other programs take them."""
+    secret = encode(pki[1].key.read_text())
+    args = (pair.file("f", 10), "--to", "127.0.0.1:1") if command == "sender" else ()
+    args = (*args, "--tls-cert", pki[1].certificate)
+    for flags, env in ((("--tls-key", secret), {}), ((), {"FILESTREAMER_TLS_KEY": secret})):
+        service = pair.start(command, *args, *flags, env=env)
+        message = service.fails(2, "usage")
+        assert message.startswith("--tls-key: " if flags else "FILESTREAMER_TLS_KEY: ")
+        assert "write that to a file, and name the file" in message
+        assert secret.splitlines()[-2:][0][:40] not in service.stderr + service.stdout
+        assert "-----BEGIN" not in service.stderr + service.stdout
 
 
 def test_a_key_that_everybody_can_read_is_told(pair: Pair, pki: Pki, tmp_path: Path) -> None:

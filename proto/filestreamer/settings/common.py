@@ -63,14 +63,16 @@ class CommonSettings(Record, kw_only=True):
     tls: bool = setting(bool, "Use TLS.", default=False)
     """Use TLS; each service has more to say of it."""
 
-    tls_cert: str | None = setting(values.text, "PEM file with the certificate that this side shows.", metavar="FILE")
+    tls_cert: str | None = setting(
+        values.pem_file, "PEM file with the certificate that this side shows.", metavar="FILE"
+    )
     """PEM file with this side's certificate, and the certificates that lead from it to its CA."""
 
-    tls_key: str | None = setting(values.text, "PEM file with the private key of --tls-cert.", metavar="FILE")
+    tls_key: str | None = setting(values.pem_file, "PEM file with the private key of --tls-cert.", metavar="FILE")
     """PEM file with the private key of `tls_cert`, not encrypted."""
 
     tls_ca: str | None = setting(
-        values.text,
+        values.pem_file,
         "PEM file with the CA certificates that the other side's certificate is checked against.",
         metavar="FILE",
     )

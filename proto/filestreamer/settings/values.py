@@ -5,6 +5,7 @@ the user.
 """
 
 import codecs
+import errno
 import math
 import os
 import stat
@@ -19,6 +20,8 @@ from filestreamer.wire import limits
 from filestreamer.wire.job_name import is_job_name
 
 RUN_CHARACTERS_MAX: Final = 128
+_PEM: Final = ("-----BEGIN ", "LS0tLS1CRUdJTi")
+"""How a PEM file begins, and how it does in base64, as the Secrets of Kubernetes have it."""
 T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
@@ -52,6 +55,14 @@ def text(value: object) -> str:
         raise ValueError(f"{value!r} is not text")
     os.fsencode(value)  # raises ValueError for half a surrogate pair, which JSON can have and a path can't
     return value
+
+
+def pem_file(value: object) -> str:
+    """Read the path of a PEM file. No message repeats what is PEM itself, as it may be a private key."""
+    path = text(value)
+    if any(begin in path for begin in _PEM):
+        raise ValueError("it is PEM itself, and not the name of a file: write that to a file, and name the file")
+    return path
 
 
 def metrics_address(value: object) -> MetricsAddress:
@@ -275,10 +286,25 @@ def _file_content(path: str) -> tuple[bytes, Signature | None]:
             signature = Signature.of(os.fstat(file.fileno()))
             content = file.read(TOKEN_BYTES_MAX + 1)
     except OSError as error:
-        raise ValueError(f"can't read {path!r}: {error.strerror}") from error
+        raise ValueError(unreadable(path, error)) from error
     if len(content) > TOKEN_BYTES_MAX:
         raise ValueError(f"{path!r} has more than {TOKEN_BYTES_MAX} bytes: it is not a token")
     return content, signature
+
+
+def unreadable(path: str, error: OSError) -> str:
+    """Say that the path of a setting that is about tokens can't be read.
+
+    It is not repeated where it may be a token: nothing has that name, and it leads through no directory that is there.
+    """
+    is_there = error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    top, slash, _ = path[1:].partition("/")
+    if is_there or len(path) < TOKEN_CHARACTERS_MIN or (slash and os.path.isdir(path[:1] + top)):
+        return f"can't read {path!r}: {error.strerror}"
+    return (
+        "nothing has this name here; it is not repeated, as it may be a token: the variable FILESTREAMER_TOKEN takes a"
+        " token itself"
+    )
 
 
 def is_open_to_all(path: str) -> bool:

@@ -318,6 +318,14 @@ def test_the_token_is_not_in_the_repr() -> None:
         (["--as", ""], "--as: must not be empty"),
         (["--log-level", "loud"], "--log-level: 'loud' is none of debug, info, warning, error"),
         (["--token-file", "/not/there"], "--token-file: can't read '/not/there': No such file or directory"),
+        (
+            ["--token-file", "/etc/no/token-here"],
+            "--token-file: can't read '/etc/no/token-here': No such file or directory",
+        ),
+        (
+            ["--token-file", "./a-token-of-mine"],
+            "--token-file: can't read './a-token-of-mine': No such file or directory",
+        ),
         (["--config", "/not/there"], "--config: can't read '/not/there': No such file or directory"),
         (["--to", "h:0"], "--to: 'h:0' is not an address to connect to: ports begin at 1"),
         (["--to", "h:65536"], "--to: 'h:65536' is not an address: ports end at 65535"),
