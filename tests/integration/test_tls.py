@@ -307,6 +307,23 @@ def test_what_is_agreed_on(pair: Pair, pki: Certificates) -> None:
     link.close()
 
 
+def test_no_session_is_resumed(pair: Pair, pki: Certificates) -> None:
+    """Who was let in once shows its certificate again: it may have expired since, and resuming asks for none."""
+    address = pair.address(pair.receiver("--anonymous", *pki.receiver.shown, *pki.ours.trusted))
+    context = ssl.create_default_context(cafile=str(pki.ours.certificate))
+    context.load_cert_chain(*pki.sender)
+    session: ssl.SSLSession | None = None
+    for _ in range(2):
+        host, _, port = address.rpartition(":")
+        with (
+            socket.create_connection((host, int(port)), HANG) as sock,
+            context.wrap_socket(sock, server_hostname=host, session=session) as secured,
+        ):
+            assert secured.recv(1)  # of the Greeting: what comes before it was read
+            assert not secured.session_reused
+            session = secured.session
+
+
 def test_sender_refuses_tls_1_2(pair: Pair, pki: Certificates) -> None:
     """The same the other way: a receiver, or who poses as one, can't talk the sender down."""
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

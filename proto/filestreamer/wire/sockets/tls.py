@@ -67,6 +67,9 @@ def ephemeral_server_context(made: "Ephemeral", ca: str | None) -> OwnContext:
 def _bare_server_context(ca: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # No tickets: who resumes a session with one shows no certificate, so that one which has expired since would be good
+    # for as long as the receiver runs.
+    context.num_tickets = 0
     if ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _load_ca(context, ca)
