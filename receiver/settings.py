@@ -261,6 +261,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSett
         SUMMARY,
         argv,
         environ,
-        only_with=[Only(("more", *SOURCE_FIELDS), "--from", lambda given: bool(given["fetch"]))],
+        only_with=[
+            Only(("more", *SOURCE_FIELDS), "--from", lambda given: bool(given["fetch"])),
+            # A receiver that listens shows a certificate, and pins none: it must not quietly go on in clear text.
+            Only(("tls_pin",), "--connect", lambda given: given["connect"] is not None or bool(given["fetch"])),
+        ],
         not_with=[("connect", _NOT_WITH_DIALLING), ("fetch", (*_NOT_WITH_DIALLING, "job"))],
     )

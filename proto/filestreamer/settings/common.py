@@ -148,11 +148,12 @@ class CommonSettings(Record, kw_only=True):
         return self.tls_ca is not None or bool(self.tls_pin)
 
     def check_token(self, token: str) -> None:
-        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
+        """Raise UsageError where a token would have to vouch for the other side's certificate, and is too short."""
         if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
             raise UsageError(
-                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
-                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
+                f"--tls: a token of {len(token)} characters is too short to vouch for the other side's certificate:"
+                f" pass --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more"
+                " (openssl rand -hex 32)"
             )
 
     @property

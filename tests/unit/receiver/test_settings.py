@@ -296,7 +296,17 @@ def test_what_does_not_go_with_connecting(flag: list[str]) -> None:
 
 def test_a_short_token_does_not_vouch_for_the_senders_certificate() -> None:
     line = failure("--connect", "there", "--tls", environ={"FILESTREAMER_TOKEN": TOKEN})
-    assert "too short to vouch" in line
+    assert "too short to vouch for the other side's certificate" in line
+
+
+def test_a_receiver_that_listens_pins_nothing() -> None:
+    """It would speak clear text, and its user takes it for TLS. What both sides read is for the sender, though."""
+    pin = "ab" * 32
+    assert failure("--listen", ":1", "--tls-pin", pin) == "--tls-pin goes with --connect"
+    assert failure("--tls", "--tls-pin", pin) == "--tls-pin goes with --connect"
+    for_the_sender = {"FILESTREAMER_TLS_PIN": pin}
+    assert settings("--listen", ":1", environ=for_the_sender) == settings("--listen", ":1")
+    assert settings("--connect", "there", environ=for_the_sender).pins == (bytes.fromhex(pin),)
 
 
 # --- jobs and runs
