@@ -49,6 +49,8 @@ class _Link(NamedTuple):
     """The token for it."""
     certificate_sha256: bytes = b""
     """The digest of the receiver's TLS certificate; empty without TLS."""
+    needs_proof: bool = False
+    """Whether only the proof of the token shows whose certificate that is: then it counts, whoever has found it."""
 
 
 class Dialer:
@@ -178,9 +180,7 @@ class Dialer:
         stream, needs_proof = self._shake_hands(trust, sock, token, pins)
         prepare(sock, self._user_timeout)
         channel = tls_channel.TlsChannel(stream, deadline)
-        # A token that vouches for the certificate counts, whoever has found it.
-        token = token._replace(is_own=token.is_own and not needs_proof)
-        return _Link(channel, token, tls.peer_certificate_sha256(stream))
+        return _Link(channel, token, tls.peer_certificate_sha256(stream), needs_proof)
 
     def _shake_hands(self, trust: "Trust", sock: socket.socket, token: Chosen, pins: tuple[bytes, ...]) -> "Secured":
         address = format_address(sock.getpeername())
@@ -198,7 +198,14 @@ class Dialer:
     ) -> PendingOpening:
         """Say Hello, which need not wait for the Greeting: a proxy may wait for the first byte of this end."""
         (token, is_own), channel = link.token, link.channel
-        opening = SenderOpening(token, link.certificate_sha256, is_own=is_own, needs=self._needs, job=self._job)
+        opening = SenderOpening(
+            token,
+            link.certificate_sha256,
+            is_own=is_own,
+            vouches=link.needs_proof,
+            needs=self._needs,
+            job=self._job,
+        )
         channel.send(frame_of(opening.hello(self._transfer_id, role, connection_id, self._connections)))
         return PendingOpening(channel, opening, self._tokens, expected_incarnation)
 

@@ -155,6 +155,18 @@ def test_a_receiver_that_asks_for_no_token_is_not_trusted(pair: Pair, env: dict[
         assert all(kinds(bytes(each.up)) <= {"Hello CONTROL"} for each in relay.carried)
 
 
+def test_who_passes_no_token_is_not_told_of_one_that_was_given(pair: Pair) -> None:
+    """On loopback the user's own token is proved, which nobody has passed: what helps is another thing."""
+    file = pair.file("f", 10_000)
+    anonymous = pair.receiver("--tls", "--anonymous")
+    message = is_refused(pair, pair.sender(file, pair.address(anonymous), "--tls"), "token")
+    assert "this user's own does not vouch for its certificate: pass --tls-ca, or --tls-pin" in message
+    given = pair.receiver("--tls", env=token(LONG))
+    message = is_refused(pair, pair.sender(file, pair.address(given), "--tls"), "token")
+    assert message == "the receiver has another token than this user's own: pass --token-file or FILESTREAMER_TOKEN"
+    pair.sender(file, pair.address(anonymous), "--tls-pin", digest(anonymous)).succeeds()
+
+
 def test_a_receiver_that_is_started_anew(pair: Pair) -> None:
     """It has another certificate then: the token vouches for that one, too."""
     listen = f"127.0.0.1:{pair.port()}"

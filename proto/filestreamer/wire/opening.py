@@ -139,9 +139,10 @@ class SenderOpening:
     """The sender's end: send `hello(...)`; pass the first body to `greet`, send the Proof, pass the next to `enter`.
 
     `token` is None where there is none. If `is_own`, it is the user's own token, which counts only where the receiver
-    requires a token. `certificate_sha256` is the digest of the receiver's TLS certificate, if any. `features` are the
-    names that the Hello lists, sorted, and `needs` those of them without which the transfer can't be moved. `job` is
-    the one that the transfer is of, if any: the receiver has to be of the same.
+    requires a token, or where it `vouches` for the receiver's certificate. `certificate_sha256` is the digest of the
+    receiver's TLS certificate, if any. `features` are the names that the Hello lists, sorted, and `needs` those of them
+    without which the transfer can't be moved. `job` is the one that the transfer is of, if any: the receiver has to be
+    of the same.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class SenderOpening:
         certificate_sha256: bytes = b"",
         *,
         is_own: bool = False,
+        vouches: bool = False,
         features: tuple[str, ...] = KNOWN,
         needs: tuple[str, ...] = (),
         job: str = "",
@@ -157,6 +159,7 @@ class SenderOpening:
         self.token = token
         """The token that is proved to the receiver; None where there is none, or none is required."""
         self._is_own = is_own
+        self._vouches = vouches
         self._certificate_sha256 = certificate_sha256
         self._features = features
         self._needs = needs
@@ -228,6 +231,12 @@ class SenderOpening:
         check_version(greeting, "the receiver speaks protocol version {theirs}, this sender {ours}")
         if greeting.token_required and self.token is None:
             reason = "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
+            raise RemoteProtocolError(reason, Code.TOKEN)
+        if not greeting.token_required and self._is_own and self._vouches:
+            reason = (
+                "the receiver requires no token, so that this user's own does not vouch for its certificate: pass"
+                " --tls-ca, or --tls-pin with the SHA-256 that the receiver's log says"
+            )
             raise RemoteProtocolError(reason, Code.TOKEN)
         if not greeting.token_required and self._is_own:
             self.token = None
