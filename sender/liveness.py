@@ -4,8 +4,10 @@
 """
 
 import time
+from typing import Final
 
 from filestreamer.process.backoff import Backoff
+from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -19,6 +21,11 @@ from sender.network.connector import Connector
 from sender.network.peer import Peer
 from sender.presence import Presence
 from sender.waits import Waits
+
+SMALL_CHUNK_BYTES: Final = 64 * limits.KIB
+"""No smaller chunks are advised where no connection lasts for one,"""
+SMALLER: Final = 16
+"""but chunks so many times smaller."""
 
 
 class Liveness:
@@ -180,9 +187,17 @@ class Liveness:
         # because packets are lost.
         is_reason = last is not None and self._peer.trouble_at > self._clock.at
         trouble = f" ({last})" if is_reason and not (suspicion and self._link.channel is not None) else ""
-        is_pipe = self._manifest.stream is not None
-        advice = "run the pipe again" if is_pipe else "run the same command again to resume"
         raise TransferFailed(
             Code.TIMEOUT,
-            f"gave up after {seconds} without progress, waiting for {waited}{trouble}{suspicion}; {advice}",
+            f"gave up after {seconds} without progress, waiting for {waited}{trouble}{suspicion}; {self._advice()}",
         )
+
+    def _advice(self) -> str:
+        """Return what the user is to do after a transfer that has made no progress."""
+        is_pipe, chunk_size = self._manifest.stream is not None, self._manifest.chunk_size
+        if self._connections.is_cut_short and chunk_size > SMALL_CHUNK_BYTES:
+            smaller = max(chunk_size // SMALLER, SMALL_CHUNK_BYTES) // limits.KIB
+            cause = f"no connection lasted for a chunk of {format_size(chunk_size)}"
+            again = "run the pipe again" if is_pipe else "run the command again"
+            return f"{cause}: {again} with a smaller one, such as --chunk-size {smaller}KiB"
+        return "run the pipe again" if is_pipe else "run the same command again to resume"

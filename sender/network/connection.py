@@ -248,6 +248,11 @@ class DataConnection(threading.Thread):
         return self._window.bytes
 
     @property
+    def cuts(self) -> int:
+        """How many times in a row it was lost before the receiver had answered a chunk."""
+        return self._window.cuts
+
+    @property
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel

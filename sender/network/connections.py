@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import as_failure, start_thread, waited_seconds
@@ -12,6 +13,9 @@ from sender.dispatch.stragglers import Look, Stragglers
 from sender.network.connection import DataConnection
 from sender.network.control_state import ControlState
 from sender.network.shared import Shared
+
+CUTS: Final = 3
+"""Where connections were lost so many times before a chunk was acknowledged on them, none lasts for a chunk."""
 
 
 class DataConnections:
@@ -133,6 +137,11 @@ class DataConnections:
         """Return the bytes of chunks that were begun and are not acknowledged, and how many connections have some."""
         sizes = [size for each in self._connections.values() if (size := each.unacknowledged_bytes)]
         return sum(sizes), len(sizes)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether connections are lost again and again before a chunk is acknowledged on them."""
+        return sum(each.cuts for each in self._connections.values()) >= CUTS
 
     @property
     def reading(self) -> int:

@@ -27,6 +27,10 @@ class SendWindow:
         """By chunk_id, in the order in which they were sent. The connection looks whether there are any."""
         self.bytes = 0
         """Payload of these chunks."""
+        self.cuts = 0
+        """How many connections were lost with chunks on them since the receiver has last answered one."""
+        self._answered = limits.WINDOW_CHUNKS_MAX
+        """How many chunks were answered over this connection, if one before was lost with chunks on it."""
         self._max_bytes = limits.WINDOW_BYTES
 
     def add(self, chunk_ids: range, chunk: SentChunk) -> None:
@@ -40,6 +44,8 @@ class SendWindow:
         Raises RemoteProtocolError for a chunk that was not sent.
         """
         removed: list[SentChunk] = []
+        self.cuts = 0
+        self._answered += len(chunk_ids)
         try:
             removed += map(self.chunks.pop, chunk_ids)
         except KeyError as unknown:
@@ -51,6 +57,8 @@ class SendWindow:
     def clear(self) -> list[int]:
         """Remove all chunks, as the connection is lost; return them."""
         chunk_ids = list(self.chunks)
+        if chunk_ids:
+            self.cuts, self._answered = self.cuts + 1, 0
         self.chunks.clear()
         self.bytes = 0
         return chunk_ids
@@ -61,7 +69,13 @@ class SendWindow:
 
         The acknowledgements of all these chunks fit into the kernel's buffers. So the receiver never blocks when it
         writes them, and both ends never block in a write at the same time.
+
+        Where a connection was lost, something on the path may end each one after so many bytes, or seconds, and a whole
+        window may be more than that: none of it would ever be answered. So the next connection begins with one chunk,
+        and has at most one more under way than were answered over it.
         """
+        if len(self.chunks) > self._answered:
+            return True
         if len(self.chunks) < limits.WINDOW_CHUNKS_MIN:
             return False
         return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self.bytes >= self._max_bytes
@@ -73,5 +87,6 @@ class SendWindow:
 
     def grow(self, channel: Channel) -> None:
         """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""
-        if self._max_bytes < limits.WINDOW_BYTES_MAX and channel.is_window_bound():
+        may_grow = self._max_bytes <= self.bytes and self._max_bytes < limits.WINDOW_BYTES_MAX
+        if may_grow and channel.is_window_bound():
             self._max_bytes *= 2

@@ -194,6 +194,40 @@ def test_every_data_connection_is_reset_again_and_again(pair: Pair, seed: int) -
     assert result["reconnects"] >= 4
 
 
+def test_connections_that_end_before_a_window_is_answered(pair: Pair, seed: int) -> None:
+    """A firewall ends each after so many bytes: more than a chunk, and fewer than are sent until the first answer."""
+    file = pair.file("f", 2 * MIB, seed)
+    receiver = pair.receiver()
+    plan = [
+        Reset(on="data *", at=3 * CHUNK_SIZE, nth=None),
+        Stall(on="data *", direction="down", at=OPENED_BYTES, seconds=0.3, nth=None),
+    ]
+    with Proxy(pair.address(receiver), plan) as proxy:
+        flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", PATIENT)
+        pair.sender(file, proxy.address, *flags).succeeds()
+    check_arrived(pair, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_connections_that_end_before_a_chunk_is_over(pair: Pair, seed: int, way: str) -> None:
+    """They take none of it. The error says what does, a smaller chunk size, and with that it gets through."""
+    file = pair.file("f", 3 * MIB, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver), [Reset(on="data *", at=600 * 1024, nth=None)]) as proxy:
+
+        def send(*flags: object) -> Service:
+            what = (file,) if way == "file" else ("-", "--as", file.name)
+            with file.open("rb") as stdin:
+                return pair.start("sender", *what, "--to", proxy.address, *flags, stdin=stdin)
+
+        error = send("--give-up-after", PATIENT).fails(1, "timeout")
+        cause, _, chunk_size = error.rpartition(" with a smaller one, such as --chunk-size ")
+        assert "no connection lasted for a chunk" in cause
+        send("--chunk-size", chunk_size).succeeds()
+    check_arrived(pair, file)
+
+
 def test_a_data_connection_is_half_open(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
     plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=OPENED_BYTES + 54)]
