@@ -14,7 +14,6 @@ import resource
 import selectors
 import socket
 import ssl
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, NamedTuple
@@ -22,6 +21,7 @@ from typing import Any, Final, Generic, NamedTuple
 from filestreamer.listening.handshake import Handshake, O
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError, TransferFailed
+from filestreamer.wire.sockets.listen import accept
 from filestreamer.wire.sockets.own_address import is_peer_here
 
 HANDSHAKES: Final = 512
@@ -35,8 +35,6 @@ FLOOD_SHARE: Final = 4
 """A network floods if it has more than one in so many of the connections."""
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors that connections in their opening leave for the transfers that are under way."""
-PAUSE_SECONDS: Final = 0.05
-"""How long to pause if no descriptor is free: the port stays readable, and the loop must not spin."""
 
 
 def count_handshakes(peers_bytes: int) -> int:
@@ -113,11 +111,8 @@ class Acceptor(Generic[O]):
                 self._accept(ready)
 
     def _accept(self, listener: Listener) -> None:
-        try:
-            sock, _ = listener.socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(PAUSE_SECONDS)
+        sock = accept(listener.socket)
+        if sock is None:
             return
         is_full = len(self._handshakes) >= self._most or sock.fileno() >= self._descriptors
         if is_full and self._handshakes:

@@ -17,6 +17,7 @@ from typing import Final
 
 from filestreamer.process.threads import run_to_end
 from filestreamer.wire.progress_clock import Patience
+from filestreamer.wire.sockets.listen import accept
 
 WAIT_SECONDS: Final = 30.0
 """How long another ssh is waited for, while there is no connection either."""
@@ -126,8 +127,7 @@ class Leases(threading.Thread):
         return False
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            lease, _ = self._listener.accept()
+        if (lease := accept(self._listener)) is not None:
             self._leases[lease.fileno()] = lease
 
     def _hear(self, fd: int) -> bool:

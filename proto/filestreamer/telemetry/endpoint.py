@@ -6,7 +6,6 @@ connects, there is only a listening socket and a thread; what the answers need i
 """
 
 import contextlib
-import errno
 import selectors
 import socket
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.wire.sockets.listen import accept
 
 CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
@@ -26,7 +26,6 @@ REST_BYTES: Final = 1024 * 1024
 ANSWERS_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of all answers that clients have not taken yet; the oldest connection is closed for a new answer."""
 _READ_BYTES: Final = 4096
-_PAUSE_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 1.0
 
 
@@ -85,11 +84,8 @@ class Endpoint:
                     self._accept(key.data)
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # the listener stays readable: do not spin
-                time.sleep(_PAUSE_SECONDS)
+        sock = accept(listener)
+        if sock is None:
             return
         if not self._admit(sock):
             sock.close()

@@ -1,7 +1,9 @@
-"""Listening on every address of a host name."""
+"""Listening on every address of a host name, and accepting connections."""
 
 import errno
 import socket
+import time
+from typing import Final
 
 from filestreamer.wire.errors import AddressNotReady
 from filestreamer.wire.sockets import own_address
@@ -9,6 +11,21 @@ from filestreamer.wire.sockets.addresses import SockAddress, resolve
 
 _BACKLOG = 512
 """Connections that the kernel completes before they are accepted: those of several transfers that begin at once."""
+_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS: Final = 0.05
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """Accept a connection; return None where there is none, or there is no descriptor or memory for it.
+
+    Then a listener stays readable. Its loop would spin, and have a whole processor: so this takes a moment.
+    """
+    try:
+        return listener.accept()[0]
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            time.sleep(_PAUSE_SECONDS)
+        return None
 
 
 def listen(host: str, port: int, tell: own_address.Tell | None = None) -> list[socket.socket]:

@@ -1,5 +1,6 @@
 """What keeps the far side up, and ends it."""
 
+import errno
 import os
 import queue
 import socket
@@ -7,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +127,30 @@ def test_a_lease_that_is_lost_is_no_end(serve: Callable[..., Service]) -> None:
 def test_a_line_that_is_cut_says_nothing(serve: Callable[..., Service]) -> None:
     service = serve(is_used=False, seconds=0.1)
     assert "had no connection" in (service.ended.get(timeout=HANG) or "")
+
+
+def test_a_lease_without_a_descriptor_costs_no_processor(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits at the socket, which stays readable: the service looks again after a pause, and not at once."""
+    tries, paused = queue.SimpleQueue[None](), queue.SimpleQueue[None]()
+
+    def refuse(_listener: socket.socket) -> tuple[socket.socket, object]:
+        tries.put(None)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def pause(_seconds: float) -> None:
+        paused.put(None)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    monkeypatch.setattr("filestreamer.wire.sockets.listen.time", SimpleNamespace(sleep=pause))
+    service = serve(is_used=True)
+    with places.connect_to(SESSION, places.LEASE):
+        for _ in range(3):
+            tries.get(timeout=HANG)
+            paused.get(timeout=HANG)
+    os.close(service.stdin)
+    assert service.ended.get(timeout=HANG) is None
 
 
 @pytest.mark.parametrize(("said", "code"), [(b"E", 0), (b"", 1)])

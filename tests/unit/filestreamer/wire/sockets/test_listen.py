@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from filestreamer.wire.errors import AddressNotReady
 from filestreamer.wire.sockets import own_address
 from filestreamer.wire.sockets.addresses import format_address
-from filestreamer.wire.sockets.listen import listen
+from filestreamer.wire.sockets.listen import accept, listen
 
 LONG_SECONDS = 30.0
 """Far longer than anything here takes: what waits for it has failed."""
@@ -203,3 +204,41 @@ def test_a_port_is_free_again_at_once(closing: Closing) -> None:
 
     (again,) = closing(listen(*address))
     assert again.getsockname() == address
+
+
+# --- accepting
+
+
+class Short:
+    """A listener with a connection that can't be accepted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def accept(self) -> tuple[socket.socket, object]:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    ("number", "pauses"),
+    [(errno.EMFILE, 1), (errno.ENFILE, 1), (errno.ENOBUFS, 1), (errno.ENOMEM, 1), (errno.ECONNABORTED, 0)],
+)
+def test_a_connection_for_which_something_is_short_is_tried_again_in_a_moment(
+    monkeypatch: pytest.MonkeyPatch, number: int, pauses: int
+) -> None:
+    """It stays with the listener, which stays readable: without a pause, the loop would spin."""
+    paused: list[float] = []
+    monkeypatch.setattr("filestreamer.wire.sockets.listen.time", SimpleNamespace(sleep=paused.append))
+    listener: Any = Short(number)
+    assert accept(listener) is None
+    assert len(paused) == pauses
+
+
+def test_accept(closing: Closing) -> None:
+    (listener,) = closing(listen("127.0.0.1", 0))
+    assert accept(listener) is None  # there is no connection yet
+    with socket.create_connection(listener.getsockname()) as dialled:
+        accepted = accept(listener)
+        assert accepted is not None
+        closing([accepted])
+        assert accepted.getpeername() == dialled.getsockname()
