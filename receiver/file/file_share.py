@@ -111,7 +111,7 @@ class FileShare:
         while True:
             delivery, other = self.begin(position, connection)
             if delivery is Delivery.COMPARE:
-                return IncomingSegment(DISCARD, position, segment, False)
+                return IncomingSegment(DISCARD, position, segment, False, was_here=True)
             if delivery is Delivery.WRITE:
                 staging = self.file.content
                 assert isinstance(staging, Staging)  # `begin` refuses writes into a committed file

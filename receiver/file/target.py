@@ -65,6 +65,8 @@ class IncomingSegment(NamedTuple):
     """False where the segment is VERIFIED already: its bytes are hashed and compared, not written."""
     ledger: LedgerWriter | None = None
     """The ledger that records the segment before its chunk is acknowledged; None if it can't be resumed."""
+    was_here: bool = False
+    """Whether it is VERIFIED already: the acknowledgement was lost, and its bytes come again."""
 
     def count_holes(self) -> None:
         """Take in that the segment is here, and has the holes that its header lists."""

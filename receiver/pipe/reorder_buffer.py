@@ -138,7 +138,8 @@ class ReorderBuffer:
         while True:
             delivery, other = self.begin(position, segment.length, connection)
             if delivery is not Delivery.WAIT:
-                return IncomingSegment(self, position, segment, delivery is Delivery.WRITE)
+                is_new = delivery is Delivery.WRITE
+                return IncomingSegment(self, position, segment, is_new, was_here=not is_new)
             if other is not None and not other.stop(LEAVE_SECONDS):
                 raise ConnectionLost(f"another connection is still writing chunk {position}")
 

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -35,7 +36,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.features import CHUNK_RUNS
-from filestreamer.wire.runs import runs
+from filestreamer.wire.runs import equal_runs
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import ChunkWriter, Incoming, IncomingRun, IncomingSegment, LedgerWriter
@@ -48,6 +49,7 @@ SHRINK_SECONDS: Final = 1.0
 """A connection gives memory back in steps; at most one step in this time."""
 MISMATCHES_LOGGED: Final = 8
 """Damaged chunks of one connection that are logged; the result counts all of them."""
+_DAMAGED, _AGAIN, _NEW = range(3)
 
 
 class _Received(NamedTuple):
@@ -55,8 +57,10 @@ class _Received(NamedTuple):
 
     chunk_ids: range
     bytes: int
-    """Payload of each chunk."""
+    """Payload of each chunk, without segments of it that were here before."""
     begun_at: float
+    is_new: bool = True
+    """Whether any of it was not here before: a chunk whose acknowledgement was lost comes again."""
 
 
 class DataConnection(threading.Thread):
@@ -179,6 +183,8 @@ class DataConnection(threading.Thread):
         """Detach from the files, then from the transfer; send Abort if the sender broke the protocol."""
         self._clock.enter(None)
         try:
+            if self._unacknowledged:
+                self._count(self._unacknowledged)
             self.counters.disconnect()
             failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.detach(self))
             self._report_end(failure or error)
@@ -254,7 +260,7 @@ class DataConnection(threading.Thread):
             if len(damaged) == header.chunks:
                 self.idle_since = time.monotonic()
                 return
-        self.counters.hole_bytes += hole_bytes
+        again_bytes = self._count_again(incoming, good, hole_bytes)
 
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
         if isinstance(chunks, ReorderBuffer):
@@ -262,17 +268,31 @@ class DataConnection(threading.Thread):
             self.idle_since = time.monotonic()
             for segment, chunk_id in itertools.compress(zip(incoming, header.chunk_ids, strict=True), good):
                 self.new_bytes += segment.segment.length if segment.write else 0
-                passed = _Received(range(chunk_id, chunk_id + 1), payload_bytes, begun_at)
+                passed = _Received(range(chunk_id, chunk_id + 1), payload_bytes, begun_at, not segment.was_here)
                 self._acknowledge_later(chunks, segment.position, passed)
             return
         self._note_new(incoming, digests, good)
-        for first, end in [(0, header.chunks)] if all(good) else runs(bytes(good), 1):
-            self._unacknowledged.append(_Received(header.chunk_ids[first:end], payload_bytes, begun_at))
+        for first, end, is_new in _alike(header, incoming, good):
+            size = payload_bytes - (again_bytes if header.chunks == 1 else 0)
+            self._unacknowledged.append(_Received(header.chunk_ids[first:end], size, begun_at, is_new))
             self._unacknowledged_chunks += end - first
         self.idle_since = time.monotonic()  # behind the lines above, so that `is_settled` misses no chunk
         # Half a window, so that the sender never waits for all of it; those of another run would still fit.
         if self._unacknowledged_chunks >= limits.WINDOW_CHUNKS_MAX // 2:
             self.acknowledge()
+
+    def _count_again(self, incoming: Incoming, good: list[bool], hole_bytes: int) -> int:
+        """Count the holes of a chunk, and as abandoned what was here already; return how many bytes these are.
+
+        What comes again is not acknowledged again: that, and what is held, would be more than the whole.
+        """
+        again: list[m.Segment] = []
+        if not isinstance(incoming, IncomingRun):
+            again = [each.segment for each, is_good in zip(incoming, good, strict=True) if is_good and each.was_here]
+        again_bytes = sum([segment.payload_bytes for segment in again])
+        self.counters.abandoned_bytes += again_bytes
+        self.counters.hole_bytes += hole_bytes - sum([each.length - each.payload_bytes for each in again])
+        return again_bytes
 
     def _note_new(self, incoming: Incoming, digests: list[bytes], good: list[bool]) -> None:
         """Count what was written with correct digests, and have it recorded in its ledger before it is acknowledged."""
@@ -415,8 +435,10 @@ class DataConnection(threading.Thread):
         for ledger, records in self._unrecorded.items():
             ledger.record(records)
         self._unrecorded.clear()
-        self._send_acknowledgement(self._unacknowledged)
-        self._unacknowledged, self._unacknowledged_chunks = [], 0
+        try:
+            self._send_acknowledgement(self._unacknowledged)
+        finally:
+            self._unacknowledged, self._unacknowledged_chunks = [], 0
         if self._connection_set.is_awaited:
             self._shared.mailbox.post_now(Nudged())
         self._clock.enter(interrupted)
@@ -444,24 +466,53 @@ class DataConnection(threading.Thread):
         Where this connection is gone, the sender sends the chunk again over another one.
         """
         try:
-            if not self._detached.is_set():
-                with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
-                    self._send_acknowledgement([chunk])
+            if self._detached.is_set():
+                self._count([chunk])
+                self.counters.abandoned_bytes -= chunk.bytes * chunk.is_new
+                return
+            with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
+                self._send_acknowledgement([chunk])
         finally:
             with self._sending:
                 self._unpassed_chunks -= 1
 
     def _send_acknowledgement(self, acknowledged: list[_Received]) -> None:
-        self._send(m.ChunkAck.of(m.Verdict.OK, [received.chunk_ids for received in acknowledged]))
+        try:
+            self._send(m.ChunkAck.of(m.Verdict.OK, [received.chunk_ids for received in acknowledged]))
+        finally:
+            self._count(acknowledged)
+
+    def _count(self, acknowledged: list[_Received]) -> None:
+        """Count chunks that are here as acknowledged, also if that is lost: when they come again, they do not count."""
         now = time.monotonic()
-        for chunk_ids, size, begun_at in acknowledged:
+        for chunk_ids, size, begun_at, is_new in acknowledged:
             count = len(chunk_ids)
-            self.counters.acknowledged_bytes += size * count
+            if is_new:
+                self.counters.acknowledged_bytes += size * count
+                self.counters.chunks += count
             self.counters.latencies.observe(now - begun_at, count)
-            self.counters.chunks += count
         self.counters.finished_at = now
 
     def _send(self, message: m.Message) -> None:
         with self._sending:
             self._session.sending(message)
             self.channel.send_message(message)
+
+
+def _alike(header: m.ChunkHeader, incoming: Incoming, good: list[bool]) -> Iterator[tuple[int, int, bool]]:
+    """Yield which chunks, of those under one header, came with correct digests: [first, end), and whether they are new.
+
+    A chunk is new if any segment of it was not here.
+    """
+    if isinstance(incoming, IncomingRun):
+        states = [_NEW if is_good else _DAMAGED for is_good in good]
+    elif header.chunks > 1:  # each has one segment
+        was_here = [each.was_here for each in incoming]
+        states = [
+            (_AGAIN if here else _NEW) if is_good else _DAMAGED for is_good, here in zip(good, was_here, strict=True)
+        ]
+    else:
+        states = [_AGAIN if all(each.was_here for each in incoming) else _NEW]
+    for state, first, end in equal_runs(bytes(states)):
+        if state != _DAMAGED:
+            yield first, end, state == _NEW

@@ -158,7 +158,7 @@ class TreeWriter:
         if not is_alone and index in part_state.large:  # else one chunk could have a thousand files open
             raise RemoteProtocolError(f"a segment of file {segment.file_id}, which has several, is a chunk of its own")
         if state in (VERIFIED, WITHDRAWN):
-            return IncomingSegment(DISCARD, position, segment, False)
+            return IncomingSegment(DISCARD, position, segment, False, was_here=state == VERIFIED)
         if self._is_closed:
             raise RemoteProtocolError(f"file {segment.file_id} was sent after Finish")
         if state == DECLINED and index in part_state.large and part_state.large[index].open_file is None:
@@ -213,7 +213,8 @@ class TreeWriter:
         if is_written:
             part_state.set(index, WRITING)
         sink = self._large_files.sink(part_state, index, open_file) if is_written else DISCARD
-        return IncomingSegment(sink, position, segment, is_written, open_file)
+        was_here = delivery is Delivery.COMPARE
+        return IncomingSegment(sink, position, segment, is_written, open_file, was_here)
 
     # --- end
 

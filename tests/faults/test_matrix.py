@@ -197,7 +197,7 @@ def test_every_data_connection_is_reset_again_and_again(pair: Pair, seed: int) -
 def test_connections_that_end_before_a_window_is_answered(pair: Pair, seed: int) -> None:
     """A firewall ends each after so many bytes: more than a chunk, and fewer than are sent until the first answer."""
     file = pair.file("f", 2 * MIB, seed)
-    receiver = pair.receiver()
+    receiver = pair.receiver("--anonymous")
     plan = [
         Reset(on="data *", at=3 * CHUNK_SIZE, nth=None),
         Stall(on="data *", direction="down", at=OPENED_BYTES, seconds=0.3, nth=None),
@@ -242,6 +242,33 @@ def test_what_a_connection_carried_last_is_lost(pair: Pair, seed: int) -> None:
         Truncate(on="data 1", direction="down", at=OPENED_BYTES + 54, lost=50),
     ]
     assert moved_through(pair, file, plan)["reconnects"] >= 2
+
+
+@pytest.mark.parametrize("way", ["chunks", "runs", "tree", "output"])
+def test_what_comes_again_is_counted_once(pair: Pair, seed: int, way: str) -> None:
+    """Acknowledgements are lost with their connection, so chunks are sent again, and the receiver has them already."""
+    source, size = pair.file("f", SIZE, seed), SIZE
+    if way == "tree":
+        for number in range(100):
+            pair.file(f"small-{number}", 20_000 + number, seed)
+        source, size = pair.source, size + sum(20_000 + number for number in range(100))
+    plan = [
+        Reset(on="data 1", at=SIZE // 8),
+        Stall(on="data 1", direction="down", at=OPENED_BYTES, seconds=HANG),
+    ]
+    flags = (*STEADY, "--chunk-size", "16KiB") if way == "runs" else STEADY
+    with (pair.logs / "output").open("wb") as output:
+        if way == "output":
+            to = ("--listen", f"127.0.0.1:{pair.port()}", "--output-file", "-")
+            receiver = pair.start("receiver", "--once", "--anonymous", *to, stdout=output)
+        else:
+            receiver = pair.receiver("--once", "--anonymous")
+        with Proxy(pair.address(receiver), plan) as proxy:
+            sent = pair.sender(source, proxy.address, *flags).succeeds()
+        assert receiver.wait() == 0
+    assert sent["resent_chunks"] > 0
+    each = receiver.result["per_connection"]
+    assert (sum(one["bytes"] for one in each), sum(one["chunks"] for one in each)) == (size, sent["chunks"])
 
 
 def test_connections_are_late_slow_and_stall(pair: Pair, seed: int) -> None:

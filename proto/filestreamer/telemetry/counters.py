@@ -112,7 +112,7 @@ class ConnectionCounters:
     """Sender: handed to the kernel. Receiver: read from the socket."""
     acknowledged_bytes: int = 0
     abandoned_bytes: int = 0
-    """Moved on a connection that ended before they were acknowledged."""
+    """Moved on a connection that ended before they were acknowledged, or moved again: the receiver had them already."""
     hole_bytes: int = 0
     """Bytes of acknowledged chunks that lie in holes: they were not moved."""
     chunks: int = 0
