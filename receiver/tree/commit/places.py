@@ -10,7 +10,7 @@ from functools import partial
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk.destination import Destination, open_directory, shown_path
 from receiver.disk.filesystem.boundary import side_of
-from receiver.disk.filesystem.sync import sync_file_system
+from receiver.disk.filesystem.sync import sync_directory, sync_file_system
 from receiver.disk.place import Place
 
 
@@ -81,6 +81,14 @@ class Places:
         """Make everything durable that was put into any place. Raises OSError."""
         for place in {place.side.device: place for place in self.all}.values():
             sync_file_system(place.fd)
+        for place in self.all:
+            if place.syncs_each:
+                # Not only what this transfer has put there: a receiver that was killed may have given files their
+                # names, and made directories and staging, and synced none of that. This run finds it all in place.
+                sync_directory(place.fd)
+                with place.staging_there() as staging_fd:
+                    if staging_fd is not None:
+                        sync_directory(staging_fd)
 
     @property
     def all(self) -> list[Place]:

@@ -22,6 +22,7 @@ from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.ledger import Claims
 from receiver.tree import large_files
 from receiver.tree.commit import committer, traits, tree_staging
+from tests.support.disks import disk
 from tests.support.peer import TreeSample
 from tests.support.services import HANG
 from tests.support.tree_receiver import MTIME, C, TreeTransfer, fail_to_sync, failure, sample, staged
@@ -378,6 +379,22 @@ def test_a_shared_file_of_which_the_sync_fails_is_discarded(
     monkeypatch.setattr(os, "fsync", fail_to_sync)
     last.fail_to_commit(Code.DESTINATION)
     assert [name for name in staged(tmp_path) if name.endswith((".shared", ".ledger"))] == []
+
+
+def test_a_share_is_durable_with_its_names_where_no_sync_reaches_all(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below the destination, where the staging of what is mounted there is: its sender exits 0 and is done."""
+    synced: list[str] = []
+    monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with disk(tmp_path / "t", 1 << 20):
+        first = shard_of(0)
+        comes_and_goes(first)
+        staging = tmp_path / "t/.filestreamer"
+        assert {"shared", "ledger"} == {name.rpartition(".")[2] for name in os.listdir(staging)}
+        assert {str(staging), str(tmp_path / "t"), str(tmp_path)} <= set(synced)
+        first.close()
 
 
 def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Path) -> None:

@@ -307,6 +307,24 @@ def test_what_needs_no_bytes_is_synced_where_no_sync_reaches_all(
         assert sorted(synced) == ["empty 640", "f 640"]
 
 
+def test_what_a_killed_receiver_has_not_synced_is_synced_by_the_next_run(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had made directories, and put files in place: all that is there, and nobody else would sync their names."""
+    synced: list[str] = []
+    monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    transfer_of(tree).move()
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    tree.unchecked = {1}
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.finish()
+    assert {str(tmp_path), str(tmp_path / "t")} <= set(synced)
+
+
 def test_nothing_is_synced_by_itself_where_one_sync_does(
     tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
