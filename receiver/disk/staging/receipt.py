@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from filestreamer.wire.errors import Code, from_os_error
 from receiver.disk.destination import Destination
+from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import RECEIPT_SUFFIX, STAGING, staging_key
 from receiver.disk.staging.record_file import read_record, write_record
 
@@ -51,6 +52,7 @@ class Receipt:
             try:
                 self._drop_oldest(staging_fd)
                 write_record(staging_fd, self._file_name, {**self._names, "result": result})
+                sync_directory(self._destination.fd)  # the staging directory may be new
             finally:
                 os.close(staging_fd)
         except OSError as error:

@@ -38,6 +38,16 @@ def test_no_other_run_and_no_other_job_reads_it(destination: Destination, run: s
     assert Receipt(destination, run, job).read() is None
 
 
+def test_a_receipt_is_durable_with_the_directory_that_it_is_in(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer that is complete has removed that directory: the receipt makes it anew."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    Receipt(destination, "uid-1", "photos").keep(RESULT)
+    assert synced[1:] == [f"{destination.path}/.filestreamer", destination.path]
+
+
 def test_a_run_may_end_twice(destination: Destination) -> None:
     receipt = Receipt(destination, "uid-1", "photos")
     receipt.keep(RESULT)
