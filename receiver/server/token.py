@@ -23,6 +23,7 @@ from filestreamer.settings.own_token import is_loopback
 from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from receiver.disk.destination import Destination
+from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import STAGING
 from receiver.pipe.standard_output import OpenFile
 from receiver.server.users import NOBODY, Users
@@ -121,7 +122,11 @@ def _kept(destination: Destination) -> Chosen:
         staging = destination.open_staging(create=True)
         try:
             kept = _read(staging)
-            return Chosen(kept, path) if kept is not None else Chosen(_make(staging), path, is_new=True)
+            if kept is not None:
+                return Chosen(kept, path)
+            made = _make(staging)
+            sync_directory(destination.fd)  # the staging directory may be new
+            return Chosen(made, path, is_new=True)
         finally:
             os.close(staging)
     except OSError as error:
@@ -139,14 +144,19 @@ def _read(staging: int) -> str | None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             return None
         token = file.read(4096).strip()
-    return token if len(token) >= TOKEN_CHARACTERS_MIN else None
+    # What a power failure has made of one may be zeros, which anybody could guess.
+    return token if len(token) >= TOKEN_CHARACTERS_MIN and token.isprintable() else None
 
 
 def _make(staging: int) -> str:
+    """Make a token, and keep it durably: its user gives it to senders, which know no other one. Raises OSError."""
     token = secrets.token_urlsafe(24)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_NAME, dir_fd=staging)
     fd = os.open(_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=staging)
     with open(fd, "w", encoding="ascii") as file:
         file.write(token + "\n")
+        file.flush()
+        os.fsync(fd)
+    sync_directory(staging)
     return token

@@ -151,7 +151,8 @@ def _read(directory: int) -> str | None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             return None
         token = file.read(_READ_BYTES).strip()
-    return token if len(token) >= TOKEN_CHARACTERS_MIN else None
+    # What a power failure has made of one may be zeros, which anybody could guess.
+    return token if len(token) >= TOKEN_CHARACTERS_MIN and token.isprintable() else None
 
 
 def _write(directory: int) -> str:

@@ -158,7 +158,7 @@ def test_a_token_that_others_may_know_or_have_made_is_made_anew(
     assert modes(token) == (0o600, 0o700)
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"\n" * 100])
+@pytest.mark.parametrize("content", [b"", b"short", b"\n" * 100, b"\0" * 33])
 def test_a_file_that_holds_none_is_made_anew(environ: Mapping[str, str], token: Path, content: bytes) -> None:
     token.write_bytes(content)
     assert own_token.read(environ) is None

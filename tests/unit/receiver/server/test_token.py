@@ -121,6 +121,17 @@ def test_a_made_token_is_kept_for_the_owner_alone(destination: Destination) -> N
     assert choose(destination, "0.0.0.0") == made
 
 
+def test_a_made_token_is_durable_before_its_user_sees_it(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its senders know no other one: after a power failure it has to be there, with the directory that it is in."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    choose(destination, "0.0.0.0")
+    at = destination.path
+    assert synced == [f"{at}/.filestreamer/token", f"{at}/.filestreamer", at]
+
+
 def test_tokens_differ(tmp_path: Path) -> None:
     made = set()
     for name in "ab":
@@ -131,11 +142,12 @@ def test_tokens_differ(tmp_path: Path) -> None:
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("content", ["", "short", "\n" * 100])
+@pytest.mark.parametrize("content", ["", "short", "\n" * 100, "\0" * 33])
 def test_a_kept_token_that_is_none_is_made_anew(destination: Destination, content: str) -> None:
     os.close(destination.open_staging(create=True))
     kept = Path(destination.path, ".filestreamer", "token")
     kept.write_text(content)
+    kept.chmod(0o600)
     made = choose(destination, "0.0.0.0")
     assert made is not None
     assert len(made) >= 32
