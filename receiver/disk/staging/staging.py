@@ -26,8 +26,8 @@ from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
-from receiver.disk.obstacles import write_failure
-from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
+from receiver.disk.obstacles import Obstacle, write_failure
+from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, STAGING, staging_key
 from receiver.disk.place import NO_LOCKS, Place, is_ours
 from receiver.disk.report import Report
 from receiver.disk.space import (
@@ -50,6 +50,8 @@ from receiver.disk.staging.staged_file import open_staged
 from receiver.disk.staging.sweep import free_unclaimed
 
 _OPEN_TRIES: Final = 3
+_NO_FILE: Final = (errno.EISDIR, errno.ELOOP)
+"""The errors of open(2) where a directory or a symlink has the name of a file in staging."""
 Create = Callable[[int, str], int | None]
 """Makes a file in staging, given the descriptor of staging and the name; None where `Staging` is to make it."""
 
@@ -167,17 +169,17 @@ class Staging(Readable):
             raise
 
     def _open_file(self, name: str, flags: int, *, with_lock: bool = False) -> int:
-        """Open a file of this staging. Raises TransferFailed (BUSY, DESTINATION), OSError."""
+        """Open a file of this staging. Raises TransferFailed (BUSY), Obstacle, OSError."""
         try:
             fd = open_staged(name, flags, self._staging_fd)
         except OSError as error:
+            if error.errno in _NO_FILE:  # as it stands, the error would be told of the final name
+                raise self._not_usable(name) from None
             raise inodes.explain(error, self._staging_fd) from None
         self._fds.append(fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not is_ours(status, self._staging_fd):
-            raise TransferFailed(
-                Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
-            )
+            raise self._not_usable(name)
         if with_lock:
             try:
                 self._lock = lock(fd, name, self._staging_fd)
@@ -191,6 +193,10 @@ class Staging(Readable):
                 self._lock.release()
             return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
+
+    def _not_usable(self, name: str) -> Obstacle:
+        why = f"its staging ({STAGING}/{name}) is not a plain file of this user: remove it"
+        return Obstacle(Code.DESTINATION, f"{self.path}: {why}", why)
 
     def _load_claims(self) -> ledger.Claims:
         """Read the ledger; that of a share is not sealed any more. Raises OSError."""

@@ -17,6 +17,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import SkipKind
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure, write_failure
+from receiver.disk.paths import staging_key
 from receiver.disk.space import write_at
 from receiver.disk.staging import closed_staging, staging
 from receiver.tree.commit import committer, small_file, tree_staging
@@ -119,6 +120,28 @@ def test_everything_else_arrives(tmp_path: Path, transfer_of: TransferOf) -> Non
     assert ((tmp_path / "t/big").read_bytes(), (tmp_path / "t/e/f").read_bytes()) == (LARGE, b"f")
     assert (tmp_path / "t/e").stat().st_mtime_ns == 10**18
     assert ((tmp_path / "t/d").read_bytes(), (tmp_path / "t/b/inside").is_dir()) == (b"a file", True)
+    assert transfer.failures == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")],
+    ids=["directory", "fifo", "symlink"],
+)
+@pytest.mark.parametrize("suffix", [".data", ".ledger"])
+def test_what_is_no_file_in_staging_costs_the_file_that_it_is_in_the_way_of(
+    tmp_path: Path, transfer_of: TransferOf, make: Callable[[Path], object], suffix: str
+) -> None:
+    transfer = transfer_of(tree := sample())
+    tree.add(b"t/big", LARGE)
+    tree.add(b"t/other", LARGE)
+    name = staging_key(b"t/big") + suffix
+    make(tmp_path / ".filestreamer" / name)
+    transfer.move()
+    told = transfer.declined()
+    assert kinds(told) == declined("t/big")
+    assert f".filestreamer/{name}" in told["t/big"][1], "its user has to remove it"
+    assert (tmp_path / "t/other").read_bytes() == LARGE
     assert transfer.failures == []
 
 

@@ -168,7 +168,7 @@ def test_staged_files_that_are_symlinks(path: Path, destination: Destination, su
     outside.write_bytes(b"outside")
     (path / ".filestreamer").mkdir()
     (path / ".filestreamer" / f"{KEY}{suffix}").symlink_to(outside)
-    failure(Code.DESTINATION, stage, destination)
+    assert f".filestreamer/{KEY}{suffix}" in failure(Code.DESTINATION, stage, destination)
     assert outside.read_bytes() == b"outside"
 
 
@@ -176,7 +176,8 @@ def test_staged_files_that_are_symlinks(path: Path, destination: Destination, su
 def test_staged_files_that_are_no_files(path: Path, destination: Destination, suffix: str) -> None:
     (path / ".filestreamer").mkdir()
     (path / ".filestreamer" / f"{KEY}{suffix}").mkdir()
-    failure(Code.DESTINATION, stage, destination)
+    reason = failure(Code.DESTINATION, stage, destination)
+    assert f".filestreamer/{KEY}{suffix}" in reason, "the file itself is no directory"
 
 
 def test_a_staging_directory_that_is_a_symlink(path: Path, destination: Destination, tmp_path: Path) -> None:
