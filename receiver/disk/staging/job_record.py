@@ -238,15 +238,16 @@ class JobRecord:
         A share that is missing is gone, unless its shard has left something out.
         """
         left_out = {index for index, shard in shards.items() if shard.left_out}
-        waiting, lost = 0, set[int]()
+        waiting, lost = set[SharedFile](), set[int]()
         for file in self._pending(staging_fd):
             if file not in self._in_place and self._still_waits(file):
                 gone = self._missing(file) - left_out
                 # Where nothing is missing, the shard that comes again puts the file in place.
                 gone = gone or ({self._index} if not left_out else set())
-                waiting += bool(gone)
+                if gone:  # each shard that has moved a share of it has noted it
+                    waiting.add(file)
                 lost |= gone
-        return waiting, lost
+        return len(waiting), lost
 
     def _missing(self, file: SharedFile) -> set[int]:
         """Return the shards of which no sealed share of a file is there."""

@@ -113,10 +113,12 @@ def test_jobs_do_not_know_each_other(destination: Destination) -> None:
 
 def test_a_file_that_waits_for_a_share_that_is_gone(tmp_path: Path, destination: Destination) -> None:
     """Whose share is gone is not finished any more, and the one that finds that fails: else all had exited 0."""
-    first = shard(destination, 0)
-    first.note_pending(SharedFile("x.shared", b"", b"large", 5, 1))
+    first, second = shard(destination, 0), shard(destination, 1)
+    for each in (first, second):
+        each.note_pending(SharedFile("x.shared", b"", b"large", 5, 1))
     end(first)
-    assert "Run all of them again" in fails(shard(destination, 1), Code.DESTINATION)
+    reason = fails(second, Code.DESTINATION)
+    assert (reason.startswith("1 large file"), "Run all of them again" in reason) == (True, True)
     assert end(shard(destination, 1)) == 1
     (tmp_path / "large").write_bytes(b"whole")
     (tmp_path / ".filestreamer" / "x.shared").touch()
