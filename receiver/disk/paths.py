@@ -31,10 +31,14 @@ TREE_SUFFIX: Final = ".tree"
 """KEY.tree/ has complete small files of a tree until they are renamed; a lock in it keeps others away."""
 NOTE_SUFFIX: Final = ".place"
 """KEY.place, at the top of the destination, has the path of another place, below which something is staged, too."""
+SPOOL_PREFIX: Final = "spool-"
+TIME_PREFIX: Final = "time-"
+"""What begins the names of files that have one for a moment, where the file system has none without (O_TMPFILE)."""
 LOCK_SUFFIX: Final = ".lock"
 """NAME.lock keeps other processes away from NAME, where the file system has no flock."""
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags of every open below the destination: a symlink that another user put there must not lead us out."""
+_MOMENTARY_KEY_CHARACTERS: Final = 16
 _UNSAFE: Final = re.compile(rb"(?:^|/)(?:\.{0,2}|[^/]{%d,})(?:/|\Z)|\0" % (limits.NAME_BYTES + 1))
 """Matches in every path that `check_path` refuses by its form: one search for what is nearly always fine."""
 
@@ -85,3 +89,11 @@ def _quoted(path: bytes) -> str:
 def staging_key(path: bytes) -> str:
     """Return KEY, under which the file with this final path is staged: any later run finds it by its path."""
     return segment_digest(path).hex()
+
+
+def momentary_name(key: str) -> str:
+    """Return the name that something has in its final directory for a moment, where it can't be made in staging.
+
+    It goes by KEY, so that the next run removes there what a receiver has left that was killed just then.
+    """
+    return f"{STAGING}-{key[:_MOMENTARY_KEY_CHARACTERS]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import loops, trees
-from tests.support.services import Pair, make_file
+from tests.support.services import Pair, inject, make_file
 
 LARGE = 3_000_000
 """Bytes of a file of several chunks."""
@@ -222,3 +222,24 @@ def test_a_group_of_the_user(pair: Pair) -> None:
     send(pair, tree(pair), pair.destination)
     assert {(there / file).stat().st_gid for file in FILES} == {there.stat().st_gid}
     assert [path.name for path in pair.destination.iterdir()] == ["t"]
+
+
+@roots
+def test_a_killed_receiver_leaves_no_name_in_such_a_directory(pair: Pair) -> None:
+    """A symlink that replaces another is made there, to have the group: a run after that removes what is left of it."""
+    there = pair.destination / "t/there"
+    there.mkdir(parents=True)
+    os.chown(there, -1, GROUP)
+    there.chmod(0o2755)
+    (there / "link").symlink_to("old")
+    (pair.source / "t/there").mkdir(parents=True)
+    (pair.source / "t/there/link").symlink_to("new")
+    receiver = pair.receiver(env=inject("symlink", "after", nth=2))
+    address = pair.address(receiver)
+    sender = pair.sender(pair.source / "t", address)
+    assert receiver.wait() == 137, "the step was never reached"
+    receiver = pair.receiver("--once", listen=address)
+    sender.succeeds()
+    receiver.succeeds()
+    assert os.listdir(there) == ["link"]
+    assert (os.readlink(there / "link"), (there / "link").lstat().st_gid) == ("new", GROUP)

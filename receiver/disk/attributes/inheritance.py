@@ -10,12 +10,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import struct
 from typing import Final
 
 from receiver.disk.obstacles import BROKEN
+from receiver.disk.paths import momentary_name
 
 _GETFLAGS: Final = 0x80086601
 _FSGETXATTR: Final = 0x801C581F
@@ -74,14 +74,15 @@ def create_as_in(directory_fd: int, staging_fd: int, name: str) -> int | None:
     """
     if handed_down(directory_fd) == handed_down(staging_fd):
         return None
-    return create_like(directory_fd, staging_fd, name)
+    return create_like(directory_fd, staging_fd, name, name)
 
 
-def create_like(directory_fd: int, staging_fd: int, name: str) -> int | None:
+def create_like(directory_fd: int, staging_fd: int, name: str, key: str) -> int | None:
     """Make a file with what a new one of another directory gets, and give it a name in staging.
 
-    Its mode is at most 0600. What has the name is removed. Return its descriptor; None where the file can't be made so:
-    the caller makes it in staging. Raises OSError where the disk fails, or the process lacks descriptors.
+    `key` begins with that of its final path. Its mode is at most 0600. What has the name is removed. Return its
+    descriptor; None where the file can't be made so: the caller makes it in staging. Raises OSError where the disk
+    fails, or the process lacks descriptors.
     """
     try:
         try:
@@ -89,7 +90,7 @@ def create_like(directory_fd: int, staging_fd: int, name: str) -> int | None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS):
                 raise
-            return _create_named(directory_fd, staging_fd, name)
+            return _create_named(directory_fd, staging_fd, name, momentary_name(key))
         try:
             _link(fd, staging_fd, name)
         except OSError as error:
@@ -113,9 +114,10 @@ def _link(fd: int, staging_fd: int, name: str) -> None:
         os.link(this, name, dst_dir_fd=staging_fd, follow_symlinks=True)
 
 
-def _create_named(directory_fd: int, staging_fd: int, name: str) -> int:
+def _create_named(directory_fd: int, staging_fd: int, name: str, temporary: str) -> int:
     """Do as `create_like` on a file system where every file has a name: for a moment it is in the directory."""
-    temporary = f".filestreamer-{secrets.token_hex(8)}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=directory_fd)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o600, dir_fd=directory_fd)
     try:

@@ -14,7 +14,7 @@ from typing import Final
 
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.messages import Entry
-from receiver.disk.paths import OPEN_FLAGS
+from receiver.disk.paths import OPEN_FLAGS, TIME_PREFIX
 
 _ODD_NS: Final = 1_000_000_001_123_456_789
 """A time that is no multiple of any step."""
@@ -121,7 +121,7 @@ class StoredTimes:
         if self._open_staging is None:
             raise OSError("no file with a name may be made")
         staging_fd = self._open_staging()
-        name = f"time-{os.getpid()}-{threading.get_ident()}"
+        name = f"{TIME_PREFIX}{os.getpid()}-{threading.get_ident()}"
         fd = -1
         try:
             if os.fstat(staging_fd).st_dev != device:

@@ -2,7 +2,8 @@
 
 At the start of a receiver:
 
-1. `discard_older_than` removes staged files that no run has resumed for long, and small files of killed trees.
+1. `discard_older_than` removes staged files that no run has resumed for long, small files of killed trees, and what a
+   killed receiver has left that had a name for a moment only.
 2. `give_back_space` frees the space that killed receivers had taken ahead.
 
 During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_leftovers`, and `clear_tree` for a tree. After
@@ -33,7 +34,9 @@ from receiver.disk.paths import (
     PENDING_SUFFIX,
     RECEIPT_SUFFIX,
     SHARED_SUFFIX,
+    SPOOL_PREFIX,
     STAGING,
+    TIME_PREFIX,
     TREE_SUFFIX,
     check_path,
     staging_key,
@@ -81,6 +84,9 @@ def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, i
             _discard_jobs(staging_fd, names, seconds, now)
         for name in names:
             _discard_lock(staging_fd, name)
+            if name.startswith((SPOOL_PREFIX, TIME_PREFIX)):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=staging_fd)
     place.tidy()
     return removed, len(keys) + len(groups) - removed
 

@@ -9,6 +9,7 @@ import threading
 from filestreamer.wire.errors import TransferFailed
 from receiver.disk.attributes.inheritance import HandedDown, create_like
 from receiver.disk.destination import Destination
+from receiver.disk.paths import staging_key
 from receiver.disk.report import Report
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.places import Places
@@ -46,7 +47,7 @@ class InheritedFiles:
                 return None
             if directory.handed_down == own:
                 return None
-            fd = create_like(directory.fd, staging_fd, name)
+            fd = create_like(directory.fd, staging_fd, name, staging_key(path))
         if fd is None:
             self._report.warn(
                 "files of some directories are without what these hand down (group, ACL, flags): nothing can be made"

@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.final_name import put_in_place
+from receiver.disk.paths import momentary_name, staging_key
 from receiver.tree.commit.directories import Directory
 from receiver.tree.commit.tree_staging import TreeStagings
 
@@ -34,7 +34,9 @@ class Symlinks:
         staging = self._stagings.of(entry.path)
         temporary_fd, temporary = staging.fd, staging.name(file_id)
         if directory.handed_down != staging.handed_down:
-            temporary_fd, temporary = directory.fd, f".filestreamer-{secrets.token_hex(8)}"
+            temporary_fd, temporary = directory.fd, momentary_name(staging_key(entry.path))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=temporary_fd)
         os.symlink(entry.link_target, temporary, dir_fd=temporary_fd)
         try:
             self._attributes.put_symlink(temporary_fd, temporary, entry, file_id)

@@ -12,6 +12,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, from_os_error
+from receiver.disk.paths import SPOOL_PREFIX
 from receiver.disk.space import write_at
 
 GATHER_BYTES: Final = 64 * limits.KIB
@@ -124,10 +125,11 @@ def _open_unnamed(directory_fd: int) -> int:
     with contextlib.suppress(OSError):
         return os.open(".", _OPEN | os.O_TMPFILE, 0o600, dir_fd=directory_fd)
     # A random name: another process may do the same now, and a process that was killed here may have left its file.
-    name = f"spool-{os.urandom(8).hex()}"
+    name = f"{SPOOL_PREFIX}{os.urandom(8).hex()}"
     fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory_fd)
     try:
-        os.unlink(name, dir_fd=directory_fd)
+        with contextlib.suppress(FileNotFoundError):  # a receiver that starts removes what others had left
+            os.unlink(name, dir_fd=directory_fd)
     except OSError:
         os.close(fd)
         raise

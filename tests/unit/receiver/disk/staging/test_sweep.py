@@ -34,6 +34,15 @@ def test_stale_staging_that_is_in_use_stays(path: Path, destination: Destination
     assert len(os.listdir(path / ".filestreamer")) == 2
 
 
+def test_what_had_a_name_for_a_moment_goes(path: Path, destination: Destination) -> None:
+    """Where no file is without a name, a receiver that was killed just then has left it."""
+    os.close(destination.open_staging(create=True))
+    for name in ("spool-0123456789abcdef", "time-7-140737352"):
+        (path / ".filestreamer" / name).touch()
+    assert discard_older_than(destination, None, 0.0) == (0, 0)
+    assert os.listdir(path) == []
+
+
 def test_the_token_is_no_staging(path: Path, destination: Destination) -> None:
     os.close(destination.open_staging(create=True))
     (path / ".filestreamer" / "token").write_text("x" * 20)
