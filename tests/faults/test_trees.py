@@ -90,6 +90,23 @@ def test_receiver_is_killed(pair: Pair, source: Path, step: tuple[str, str, int]
     assert os.listdir(pair.destination) == ["tree"]
 
 
+@pytest.mark.parametrize("existing", ["skip", "newer", "refuse"])
+def test_an_empty_file_is_not_left_without_its_time_where_nothing_is_replaced(pair: Pair, existing: str) -> None:
+    """It would differ then, and no later run would replace it."""
+    source = pair.source / "tree"
+    source.mkdir()
+    (source / "empty").touch()
+    os.utime(source / "empty", (1_500_000_000, 1_500_000_000))
+    receiver = pair.receiver(env=inject("utime", "before", nth=2))  # the first one finds out what times are kept
+    address = pair.address(receiver)
+    sender = pair.sender(source, address, "--existing", existing)
+    assert receiver.wait() == 137, "the step was never reached"
+    receiver = pair.receiver("--once", listen=address)
+    sender.succeeds()
+    receiver.succeeds()
+    assert snapshot(source) == snapshot(pair.destination / "tree")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "code"),
     [("pwrite", "EIO", "destination"), ("pwrite", "ENOSPC", "no_space"), ("rename", "EIO", "destination"),

@@ -245,7 +245,9 @@ class EntryPreparer:
                     directory_fd, location.name, entry, file_id, there, times=place.times, syncs=place.syncs_each
                 )
                 return UNCHECKED if entry.size else NOTHING
-        elif not entry.size:
+        elif not entry.size and self._locations.policy.replaces_all:
+            # Where anything stays that is there, it is staged: a crash before it has its time would leave one that
+            # differs, and no later run would replace that.
             self._locations.check(entry, location)
             if self._make_empty(location, entry, file_id):
                 self._note_change(entry)
