@@ -68,6 +68,8 @@ class ClosedShare(NamedTuple):
             if self.root is not None:
                 self._append_seal(fd, self.root)
                 self.here.add(names.key, data)
+            if self.syncs_each:  # also the seal of an earlier run, which may have been killed before it synced that
+                os.fsync(fd)
             others = [Share(index, names.share.count) for index in names.indices if index != names.share.index]
             are_sealed = all(self._is_sealed(staging_fd, other, data) for other in others)
             yield are_sealed and self._is_proven(staging_fd, names.share, fd, data)
@@ -81,8 +83,6 @@ class ClosedShare(NamedTuple):
         if os.pwrite(fd, record, length) != len(record):
             os.ftruncate(fd, length)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self.syncs_each:
-            os.fsync(fd)
 
     def _is_sealed(self, staging_fd: int, share: Share, data: os.stat_result) -> bool:
         """Whether another share is sealed, and is on the disk. Raises OSError, TransferFailed(DESTINATION)."""

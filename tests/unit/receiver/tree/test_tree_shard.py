@@ -397,6 +397,23 @@ def test_a_share_is_durable_with_its_names_where_no_sync_reaches_all(
         first.close()
 
 
+def test_a_share_that_a_killed_receiver_has_sealed_is_durable_with_the_next_complete(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had not synced the seal, and the share is accepted unread."""
+    synced: list[str] = []
+    monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    comes_and_goes(shard_of(0))
+    (ledger,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    again = shard_of(0)
+    again.sample.unchecked = {1}
+    again.offer()
+    assert not finished(again).committed
+    assert str(ledger) in synced
+
+
 def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Path) -> None:
     """There is room for so many: if they were kept, each further file would be re-hashed before it is in place."""
     transfer = TreeTransfer(tmp_path, Shard(0))
