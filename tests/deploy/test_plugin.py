@@ -281,6 +281,27 @@ def test_every_shell_renders_the_same(shell: str, home: Path) -> None:
     assert render(home, *arguments, shell=shell) == render(home, *arguments)
 
 
+@pytest.mark.parametrize("awk", ["gawk", "mawk", "busybox", "original-awk"])
+def test_every_awk_reads_what_a_cluster_says(awk: str, run: Running) -> None:
+    """The original one, which macOS has, takes no comparison in the list of a printf without parentheses."""
+    found = shutil.which(awk)
+    if found is None:
+        pytest.skip(f"there is no {awk}")
+    (run.home / "awk").symlink_to(found)
+    run.variables["PATH"] = f"{run.home}{os.pathsep}{KUBECTL.parent}{os.pathsep}{os.environ['PATH']}"
+    waits = unschedulable("0/3 nodes are available: 3 Insufficient cpu.")
+    run.cluster.plays["receiver"] = [*[waits] * 3, *[running()] * 6, ended(0, result())]
+    run.cluster.plays["sender"] = [*[running()] * 9, ended(0, result())]
+
+    code, text = _on_terminal(run, "copy", "a/data", "b/data")
+
+    assert code == 0
+    assert "the receiver does not start: Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.\r\n" in text
+    assert "1.0 MiB of 3.0 MiB (33 %), 1.0 MiB/s, 2 s to go" in text
+    assert "a/data -> b/data: complete: 2 files, 3.0 MiB in 7 s" in text
+    assert "awk" not in text
+
+
 def test_an_option_of_the_sender_arrives_as_it_is() -> None:
     word = "$(HOME) $$ \"quoted\" \\ é 'single' # y"
     job = jobs_of(rendered("copy", "a/x", "b/x", "--", "--exclude", word))["sender"]
