@@ -853,8 +853,11 @@ def _interrupt(run: Running, number: int, *arguments: str) -> Done:
     return Done(process.returncode, out, err)
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_copy_and_says_how_it_goes_on(endless: Running, number: int) -> None:
+def test_a_signal_stops_the_copy_and_says_how_it_goes_on(endless: Running, number: int, shell: str) -> None:
+    """Bash 5.2 loses a signal that comes while it waits for $(...)."""
+    endless.command[0] = shell
     with ExitStack() as stack:
         endless.serve(stack)
         done = _interrupt(endless, number, "--path", "my photos")
@@ -883,6 +886,78 @@ def test_a_plugin_that_is_gone_leaves_the_copy_to_the_cluster(endless: Running, 
         assert "is under way already: following it" in err
         assert endless.cluster.made("jobs") == []  # none was made anew
         assert endless.cluster.left() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
+def test_nothing_of_a_plugin_that_is_gone_goes_on(endless: Running, number: int) -> None:
+    """Only its first process is ended; the others have its standard error until they end, too."""
+    with ExitStack() as stack:
+        endless.serve(stack)
+        endless.cluster.adopt(rendered("copy", "a/data", "b/data"))
+        moves = threading.Event()
+        endless.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
+        process = endless.start("copy", "a/data", "b/data")
+        assert moves.wait(HANG)
+        os.kill(process.pid, number)
+        process.wait(HANG)
+
+        _, err = process.communicate(timeout=HANG)
+
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert ("the Jobs go on in the cluster" in err) == (number != signal.SIGKILL)
+        assert len(endless.cluster.named("jobs")) == 2
+
+
+@pytest.mark.parametrize("resource", ["persistentvolumeclaims", "jobs", "secrets"])
+def test_a_signal_that_ends_kubectl_too_is_no_error_of_the_cluster(endless: Running, resource: str) -> None:
+    """SIGTERM of timeout and of systemd is sent to all processes."""
+    with ExitStack() as stack:
+        endless.serve(stack)
+        has_started = threading.Event()
+
+        def end(request: Request) -> None:
+            if (request.verb, request.resource) in (("get", "persistentvolumeclaims"), ("create", resource)):
+                assert has_started.wait(HANG)
+                os.killpg(process.pid, signal.SIGTERM)
+
+        endless.cluster.on_request = end
+        process = endless.start("copy", "a/data", "b/data")
+        has_started.set()
+        _, err = process.communicate(timeout=HANG)
+
+        assert process.returncode == 143
+        assert "kubectl filestreamer copy a/data b/data" in err
+        assert "can't" not in err
+        assert endless.cluster.left() == []
+
+
+def test_ctrl_c_once_more_ends_at_once(endless: Running) -> None:
+    """Whatever the cluster is asked meanwhile, and does not answer."""
+    with ExitStack() as stack:
+        endless.serve(stack)
+        endless.cluster.adopt(rendered("copy", "a/data", "b/data"))
+        moves, is_over = threading.Event(), threading.Event()
+        stack.callback(is_over.set)
+
+        def hold(request: Request) -> None:
+            if request.resource == "pods/log":
+                moves.set()
+            if request.verb == "delete":
+                is_over.wait(HANG)
+
+        endless.cluster.on_request = hold
+        process = endless.start("copy", "a/data", "b/data")
+        assert moves.wait(HANG)
+        while process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        is_over.set()
+        _, err = process.communicate(timeout=HANG)
+
+        assert process.returncode == 130
+        assert "ended at once: the Jobs may go on in the cluster" in err
+        assert list(endless.home.glob("kubectl-filestreamer.*")) == []
 
 
 def test_other_settings_replace_what_is_under_way(endless: Running) -> None:
@@ -950,9 +1025,10 @@ def test_a_part_of_the_plugin_that_is_killed_does_not_hang_the_rest(endless: Run
             with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
                 if b"filestreamer" in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
-        process.communicate(timeout=HANG)
+        _, err = process.communicate(timeout=HANG)
 
         assert process.returncode == 1
+        assert "a process of this command has ended too early" in err
 
 
 # --- verify
@@ -1153,7 +1229,7 @@ def test_what_a_dialling_receiver_has_not_put_in_place_is_a_failure(
     two.cluster.address = {"ip": "192.0.2.8"}
     two.cluster.plays["sender"] = [*[running()] * 6, ended(0, result(committed=committed))]
     two.clusters["there"].plays["receiver"] = [*[running()] * 9, receiving]
-    two.variables |= {"FILESTREAMER_GRACE": "2"}
+    two.variables |= {"FILESTREAMER_GRACE": "0" if receiving == running() else str(HANG)}
 
     done = two.run("copy", "a/data", "b/data", "--to-context", "there", "--listen", "source")
 
