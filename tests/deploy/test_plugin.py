@@ -1059,6 +1059,29 @@ def test_sides_that_differ_are_told_entry_by_entry(run: Running) -> None:
     assert done.results[0]["result"]["error"]["code"] == "different"
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("to", [None, "/dev/full"])
+def test_a_result_that_can_not_be_written_leaves_no_jobs(run: Running, to: str | None, shell: str) -> None:
+    """To a reader that is gone, as `head` is when it has seen enough, or to a full disk."""
+    run.cluster.plays["sender"] = [running(), ended(5, result(5, "the two sides differ: 1 differs", "different"))]
+    run.cluster.plays["receiver"] = [running()]
+    run.cluster.logs["sender"] = "differs   file                    5 sub/b\n"
+    run.cluster.adopt(rendered("verify", "a/data", "b/data"))
+    run.command = [shell, "-c", f'exec {shell} "$0" "$@"{f" >{to}" if to is not None else ""}', PLUGIN]
+    with ExitStack() as stack:
+        run.serve(stack)
+        process = run.start("verify", "a/data", "b/data")
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(timeout=HANG)
+
+    assert process.returncode == 5
+    assert "can't write the result to standard output" in err
+    assert "failed: the sender: the two sides differ" in err
+    assert run.cluster.left() == []
+
+
 # --- claims that are in use
 
 
