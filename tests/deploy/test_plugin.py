@@ -1059,6 +1059,72 @@ def test_sides_that_differ_are_told_entry_by_entry(run: Running) -> None:
     assert done.results[0]["result"]["error"]["code"] == "different"
 
 
+@pytest.fixture
+def differing(run: Running) -> Running:
+    """Make a comparison that finds four entries to differ."""
+    differs = result(
+        5, "the two sides differ: 3 differs, 1 extra", "different", verdicts={"differs": 3, "extra": 1, "same": 9}
+    )
+    run.cluster.plays = {"receiver": [running()], "sender": [running(), ended(5, differs)]}
+    names = [
+        f"{kind:9} file                    5 {kind}" for kind in ("differs", "differs", "same", "differs", "extra")
+    ]
+    run.cluster.logs["sender"] = "".join(f"{line}-{number}\n" for number, line in enumerate(names))
+    return run
+
+
+def test_what_the_log_does_not_hold_any_more_is_missed(differing: Running) -> None:
+    """A kubelet keeps the last part of a log that grows: 10 MiB of it, where nothing else is set."""
+    kept = differing.cluster.logs["sender"].partition("differs-1\n")[2]
+    assert "can't be listed" not in differing.follow("verify", "a/data", "b/data").err
+
+    differing.cluster.logs["sender"] = kept
+    done = differing.follow("verify", "a/data", "b/data")
+
+    assert done.code == 5
+    assert [line.split()[-1] for line in done.out.splitlines()[:-1]] == ["differs-3", "extra-4"]
+    assert "2 of 4 that differ can't be listed: the cluster keeps the last part of a long log" in done.err
+
+
+def test_what_differs_is_told_by_the_pod_that_has_compared_all(differing: Running) -> None:
+    """And not by one that was ended early, and replaced, although it is the last one by its name."""
+    (job,) = (
+        item for item in rendered("verify", "a/data", "b/data") if item["kind"] == "Job" and role_of(item) == "sender"
+    )
+    name = f"{job['metadata']['name']}-zzzzz"
+    early = ended(1, result(1, "ended by SIGTERM"))
+    early["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2025-12-31T00:00:00Z"
+    differing.cluster.add_earlier_pod(job, name, early)
+    differing.cluster.logs[name] = "differs   file                    5 early\n"
+
+    done = differing.follow("verify", "a/data", "b/data")
+
+    assert [line.split()[-1] for line in done.out.splitlines()[:-1]] == [
+        "differs-0",
+        "differs-1",
+        "differs-3",
+        "extra-4",
+    ]
+
+
+def test_a_long_list_may_take_longer_than_an_answer(differing: Running) -> None:
+    wrapper = differing.home / "impatient"
+    wrapper.write_text(f"""#!/bin/sh
+for word; do
+    shift
+    [ "$word" != --request-timeout=30s ] || case $* in *--tail*) ;; *logs*) word=--request-timeout=1ns ;; esac
+    set -- "$@" "$word"
+done
+exec {KUBECTL} "$@"
+""")
+    wrapper.chmod(0o755)
+    differing.variables["KUBECTL"] = str(wrapper)
+
+    done = differing.follow("verify", "a/data", "b/data")
+
+    assert len(done.out.splitlines()) == 5, done.err
+
+
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("to", [None, "/dev/full"])
 def test_a_result_that_can_not_be_written_leaves_no_jobs(run: Running, to: str | None, shell: str) -> None:

@@ -112,6 +112,7 @@ class Cluster:
             "sender": [pending(), running(), ended(0, result())],
         }
         self.logs = {"receiver": "", "sender": progress(1048576, 3145728, 1048576)}
+        """Of all pods of a side, or of the pod of that name."""
         self.standards: dict[str, str] = {}
         """The Pod Security Standard that a namespace enforces, if it is not `restricted`."""
         self.address: Object | None = None
@@ -146,6 +147,12 @@ class Cluster:
         for item in found:
             metadata = item["metadata"]
             self._put(resources[item["kind"]], metadata["namespace"], metadata["name"], copy.deepcopy(item))
+
+    def add_earlier_pod(self, of: Object, name: str, status: Object) -> None:
+        """Add a pod that a Job has replaced."""
+        metadata = {"labels": of["spec"]["template"]["metadata"]["labels"]}
+        namespace = of["metadata"]["namespace"]
+        self._put("pods", namespace, name, {"metadata": metadata, "spec": {"nodeName": "node-1"}, "status": status})
 
     def add_event(self, namespace: str, of: str, reason: str, message: str) -> None:
         fields = {"involvedObject": {"name": of}, "type": "Warning", "reason": reason, "message": message}
@@ -205,13 +212,13 @@ class Cluster:
         key = (request.resource, request.namespace, request.name)
         if request.resource == "pods/log":
             pod = self.objects["pods", request.namespace, request.name]
-            return 200, self.logs[pod["metadata"]["labels"]["app.kubernetes.io/component"]]
+            return 200, self.logs.get(request.name, self.logs[pod["metadata"]["labels"]["app.kubernetes.io/component"]])
         if request.verb == "list":
             if request.resource == "pods":
                 self._step()
             kept = [
                 item
-                for (kind, where, _), item in self.objects.items()
+                for (kind, where, _), item in sorted(self.objects.items())
                 if kind == request.resource and request.namespace in ("", where) and _is_selected(item, query)
             ]
             version, kind, _ = KINDS[request.resource]
