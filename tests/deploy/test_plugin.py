@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,7 @@ from tests.support.kubernetes import (
     role_of,
     selectors_of,
 )
+from tests.support.prometheus import program, wait_for
 from tests.support.services import HANG, held_port
 
 PLUGIN: Final = TOP / "kubectl-filestreamer"
@@ -772,7 +774,7 @@ def _on_terminal(run: Running, *arguments: str) -> tuple[int, str]:
         stack.callback(os.close, terminal)
         process = subprocess.Popen(
             ["sh", PLUGIN, *arguments],
-            env=_environment(run.home, **run.variables),
+            env=_environment(run.home, **{"TERM": "xterm", **run.variables}),
             stdin=subprocess.DEVNULL,
             stdout=its,
             stderr=its,
@@ -829,6 +831,43 @@ def test_each_line_on_a_terminal_takes_the_place_of_the_progress(run: Running) -
     lines = text.split("\r\n")
     assert "\r\x1b[Kdiffers   file                    5 sub/b" in lines
     assert [line for line in lines if not line.startswith("\r\x1b[K")] == []
+
+
+def test_a_terminal_that_takes_no_control_characters_is_sent_none(run: Running) -> None:
+    run.variables["TERM"] = "dumb"
+
+    code, text = _on_terminal(run, "copy", "a/data", "b/data")
+
+    assert code == 0
+    assert "\x1b" not in text
+    assert "\na/data -> b/data: complete: 2 files" in text
+
+
+def test_progress_in_a_narrow_terminal_leaves_nothing_behind(run: Running) -> None:
+    """What is wider than the terminal would go on in a second line, of which only the end can be taken back."""
+    run.cluster.logs["sender"] = progress(1048576, 3145728, 1048576)
+    run.cluster.plays = {side: [*[running()] * 6, ended(0, result())] for side in ("receiver", "sender")}
+    run.cluster.adopt(rendered("copy", "a/data", "b/data"))
+    environment = _environment(run.home, **run.variables)
+    command = ["env", *(f"{name}={value}" for name, value in environment.items()), "sh", str(PLUGIN)]
+    script = f"{shlex.join([*command, 'copy', 'a/data', 'b/data'])}; echo ENDED; cat"
+    tmux = [program("tmux"), "-S", str(run.home / "tmux"), "-f", "/dev/null"]
+
+    def shown() -> str:
+        done = subprocess.run([*tmux, "capture-pane", "-p", "-t", "x"], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    with ExitStack() as stack:
+        run.serve(stack)
+        (run.home / "script").write_text(script)
+        subprocess.run(
+            [*tmux, "new-session", "-d", "-s", "x", "-x", "30", "-y", "50", "sh", str(run.home / "script")], check=True
+        )
+        stack.callback(subprocess.run, [*tmux, "kill-server"], check=True)
+        text = wait_for(lambda: text if "ENDED" in (text := shown()) else "", "the end")
+
+    assert "a/data -> b/data: complete: 2" in text
+    assert "1.0 MiB of 3.0 MiB" not in text
 
 
 # --- it is interrupted, and goes on
