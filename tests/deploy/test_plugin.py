@@ -1266,6 +1266,34 @@ def test_several_claims_at_once(run: Running) -> None:
     assert run.cluster.left() == []
 
 
+def test_a_copy_that_has_ended_adds_nothing_to_the_speed_of_the_others(run: Running) -> None:
+    """Both are measured, then the Jobs of one are deleted, and later the other one ends."""
+    run.cluster.add_claim("a/more")
+    run.cluster.add_claim("b/more")
+    run.cluster.plays = {"receiver": [running()], "sender": [running()]}
+    measured = {"data": 0, "more": 0}
+
+    def end(request: Request) -> None:
+        if request.resource != "pods/log":
+            return
+        claim = "more" if "-more-" in request.name else "data"
+        measured[claim] += 1
+        if claim == "more" and min(measured.values()) >= 8:
+            for key in [key for key in run.cluster.objects if "-more-" in key[2]]:
+                del run.cluster.objects[key]
+            measured["data"] = -30
+        if measured["data"] == -1:
+            run.cluster.plays = {"receiver": [ended(0, result())], "sender": [ended(0, result())]}
+
+    run.cluster.on_request = end
+    code, text = _on_terminal(run, "copy", "a/data", "a/more", "b/")
+
+    assert code == 1
+    assert "0 of 2 done; 2.0 MiB of 6.0 MiB (33 %), 2.0 MiB/s, 2 s to go" in text
+    assert "1 of 2 done; 2.0 MiB of 6.0 MiB (33 %), 1.0 MiB/s, 4 s to go" in text
+    assert "1 of 2 done; 2.0 MiB of 6.0 MiB (33 %), 2.0 MiB/s" not in text
+
+
 def test_one_of_several_that_fails_decides(run: Running) -> None:
     run.cluster.add_claim("a/more")
     run.cluster.adopt(rendered("copy", "a/data", "b/data"))
