@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -36,7 +35,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.features import CHUNK_RUNS
-from filestreamer.wire.runs import equal_runs
+from filestreamer.wire.runs import runs
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import ChunkWriter, Incoming, IncomingRun, IncomingSegment, LedgerWriter
@@ -49,18 +48,17 @@ SHRINK_SECONDS: Final = 1.0
 """A connection gives memory back in steps; at most one step in this time."""
 MISMATCHES_LOGGED: Final = 8
 """Damaged chunks of one connection that are logged; the result counts all of them."""
-_DAMAGED, _AGAIN, _NEW = range(3)
 
 
 class _Received(NamedTuple):
     """A chunk, or those of a run, with correct digests, to be acknowledged."""
 
     chunk_ids: range
-    bytes: int
-    """Payload of each chunk, without segments of it that were here before."""
     begun_at: float
-    is_new: bool = True
-    """Whether any of it was not here before: a chunk whose acknowledgement was lost comes again."""
+    new: int
+    """How many of them were not here, or not all of it: one whose acknowledgement was lost comes again."""
+    new_bytes: int
+    """Payload of what was not here."""
 
 
 class DataConnection(threading.Thread):
@@ -100,6 +98,8 @@ class DataConnection(threading.Thread):
         """How many chunks these are."""
         self._unpassed_chunks = 0
         """How many chunks of a pipe are acknowledged when they are passed on; changed under `_sending`."""
+        self._unpassed: dict[int, _Received] = {}
+        """Those of them that are not counted yet, by position. Who removes one counts it: two threads do."""
         self._begun_at = 0.0
         """When the latest chunk was begun."""
         self._keeps_memory_until = 0.0
@@ -183,8 +183,9 @@ class DataConnection(threading.Thread):
         """Detach from the files, then from the transfer; send Abort if the sender broke the protocol."""
         self._clock.enter(None)
         try:
-            if self._unacknowledged:
-                self._count(self._unacknowledged)
+            # Not acknowledged over this connection, and here: when they come again, they count no more.
+            unpassed = [self._unpassed.pop(position, None) for position in list(self._unpassed)]
+            self._count([*self._unacknowledged, *(each for each in unpassed if each is not None)])
             self.counters.disconnect()
             failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.detach(self))
             self._report_end(failure or error)
@@ -260,39 +261,44 @@ class DataConnection(threading.Thread):
             if len(damaged) == header.chunks:
                 self.idle_since = time.monotonic()
                 return
-        again_bytes = self._count_again(incoming, good, hole_bytes)
+        self.counters.hole_bytes += hole_bytes
+        self._note_new(incoming, digests, good)
 
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
+        count = partial(self._received, header, incoming, payload_bytes, begun_at)
         if isinstance(chunks, ReorderBuffer):
             assert not isinstance(incoming, IncomingRun)  # each chunk of a run is passed on by itself
             self.idle_since = time.monotonic()
-            for segment, chunk_id in itertools.compress(zip(incoming, header.chunk_ids, strict=True), good):
-                self.new_bytes += segment.segment.length if segment.write else 0
-                passed = _Received(range(chunk_id, chunk_id + 1), payload_bytes, begun_at, not segment.was_here)
-                self._acknowledge_later(chunks, segment.position, passed)
+            for at in itertools.compress(range(header.chunks), good):
+                self._acknowledge_later(chunks, incoming[at].position, count(slice(at, at + 1)))
             return
-        self._note_new(incoming, digests, good)
-        for first, end, is_new in _alike(header, incoming, good):
-            size = payload_bytes - (again_bytes if header.chunks == 1 else 0)
-            self._unacknowledged.append(_Received(header.chunk_ids[first:end], size, begun_at, is_new))
+        for first, end in [(0, header.chunks)] if all(good) else runs(bytes(good), 1):
+            self._unacknowledged.append(count(slice(first, end)))
             self._unacknowledged_chunks += end - first
         self.idle_since = time.monotonic()  # behind the lines above, so that `is_settled` misses no chunk
         # Half a window, so that the sender never waits for all of it; those of another run would still fit.
         if self._unacknowledged_chunks >= limits.WINDOW_CHUNKS_MAX // 2:
             self.acknowledge()
 
-    def _count_again(self, incoming: Incoming, good: list[bool], hole_bytes: int) -> int:
-        """Count the holes of a chunk, and as abandoned what was here already; return how many bytes these are.
+    def _received(
+        self, header: m.ChunkHeader, incoming: Incoming, payload_bytes: int, begun_at: float, which: slice
+    ) -> _Received:
+        """Return a chunk, or `which` chunks of a run; count what was here already as abandoned.
 
-        What comes again is not acknowledged again: that, and what is held, would be more than the whole.
+        `payload_bytes` are those of each. What was here is not acknowledged once more: that, and what is held, would be
+        more than the whole.
         """
-        again: list[m.Segment] = []
+        chunk_ids = header.chunk_ids[which]
+        new, new_bytes = len(chunk_ids), payload_bytes * len(chunk_ids)
         if not isinstance(incoming, IncomingRun):
-            again = [each.segment for each, is_good in zip(incoming, good, strict=True) if is_good and each.was_here]
-        again_bytes = sum([segment.payload_bytes for segment in again])
-        self.counters.abandoned_bytes += again_bytes
-        self.counters.hole_bytes += hole_bytes - sum([each.length - each.payload_bytes for each in again])
-        return again_bytes
+            segments = incoming[which] if header.chunks > 1 else incoming  # of a run, each is a chunk
+            if again := [each.segment for each in segments if each.was_here]:
+                new = new - len(again) if header.chunks > 1 else int(len(again) < len(segments))
+                again_bytes = sum([each.payload_bytes for each in again])
+                new_bytes -= again_bytes
+                self.counters.abandoned_bytes += again_bytes
+                self.counters.hole_bytes -= sum([each.length for each in again]) - again_bytes
+        return _Received(chunk_ids, begun_at, new, new_bytes)
 
     def _note_new(self, incoming: Incoming, digests: list[bytes], good: list[bool]) -> None:
         """Count what was written with correct digests, and have it recorded in its ledger before it is acknowledged."""
@@ -458,21 +464,22 @@ class DataConnection(threading.Thread):
         """Have a chunk of a pipe acknowledged when it was passed on."""
         with self._sending:
             self._unpassed_chunks += 1
-        output.when_passed_on(position, self, partial(self._acknowledge_passed, chunk))
+        self._unpassed.setdefault(position, chunk)
+        output.when_passed_on(position, self, partial(self._acknowledge_passed, position, chunk.chunk_ids))
 
-    def _acknowledge_passed(self, chunk: _Received) -> None:
+    def _acknowledge_passed(self, position: int, chunk_ids: range) -> None:
         """Acknowledge a chunk that was passed on. For the thread that writes the output.
 
         Where this connection is gone, the sender sends the chunk again over another one.
         """
+        chunk = self._unpassed.pop(position, None)  # else the thread of this connection has counted it
         try:
-            if self._detached.is_set():
-                self._count([chunk])
-                self.counters.abandoned_bytes -= chunk.bytes * chunk.is_new
-                return
-            with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
-                self._send_acknowledgement([chunk])
+            if not self._detached.is_set():
+                with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
+                    self._send(m.ChunkAck.of(m.Verdict.OK, [chunk_ids]))
         finally:
+            if chunk is not None:
+                self._count([chunk])
             with self._sending:
                 self._unpassed_chunks -= 1
 
@@ -484,35 +491,16 @@ class DataConnection(threading.Thread):
 
     def _count(self, acknowledged: list[_Received]) -> None:
         """Count chunks that are here as acknowledged, also if that is lost: when they come again, they do not count."""
+        if not acknowledged:
+            return
         now = time.monotonic()
-        for chunk_ids, size, begun_at, is_new in acknowledged:
-            count = len(chunk_ids)
-            if is_new:
-                self.counters.acknowledged_bytes += size * count
-                self.counters.chunks += count
-            self.counters.latencies.observe(now - begun_at, count)
+        for chunk_ids, begun_at, new, new_bytes in acknowledged:
+            self.counters.acknowledged_bytes += new_bytes
+            self.counters.chunks += new
+            self.counters.latencies.observe(now - begun_at, len(chunk_ids))
         self.counters.finished_at = now
 
     def _send(self, message: m.Message) -> None:
         with self._sending:
             self._session.sending(message)
             self.channel.send_message(message)
-
-
-def _alike(header: m.ChunkHeader, incoming: Incoming, good: list[bool]) -> Iterator[tuple[int, int, bool]]:
-    """Yield which chunks, of those under one header, came with correct digests: [first, end), and whether they are new.
-
-    A chunk is new if any segment of it was not here.
-    """
-    if isinstance(incoming, IncomingRun):
-        states = [_NEW if is_good else _DAMAGED for is_good in good]
-    elif header.chunks > 1:  # each has one segment
-        was_here = [each.was_here for each in incoming]
-        states = [
-            (_AGAIN if here else _NEW) if is_good else _DAMAGED for is_good, here in zip(good, was_here, strict=True)
-        ]
-    else:
-        states = [_AGAIN if all(each.was_here for each in incoming) else _NEW]
-    for state, first, end in equal_runs(bytes(states)):
-        if state != _DAMAGED:
-            yield first, end, state == _NEW

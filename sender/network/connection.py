@@ -117,7 +117,7 @@ class DataConnection(threading.Thread):
             self._shared.connector.close_channel(self._channel, in_order=in_order, at_once=self._queue.is_complete)
             self._channel = self._pending = None
         self._chunk_sender.end()
-        if unacknowledged := self._window.clear():
+        if unacknowledged := self._window.clear(is_in_order=self._queue.is_in_order):
             self.counters.resent_chunks += len(unacknowledged)
             self._queue.put_back(unacknowledged, self._epoch)
 

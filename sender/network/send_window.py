@@ -29,8 +29,7 @@ class SendWindow:
         """Payload of these chunks."""
         self.cuts = 0
         """How many connections were lost with chunks on them since the receiver has last answered one."""
-        self._answered = limits.WINDOW_CHUNKS_MAX
-        """How many chunks were answered over this connection, if one before was lost with chunks on it."""
+        self._most_chunks = limits.WINDOW_CHUNKS_MAX
         self._max_bytes = limits.WINDOW_BYTES
 
     def add(self, chunk_ids: range, chunk: SentChunk) -> None:
@@ -45,7 +44,7 @@ class SendWindow:
         """
         removed: list[SentChunk] = []
         self.cuts = 0
-        self._answered += len(chunk_ids)
+        self._most_chunks = min(self._most_chunks + len(chunk_ids), limits.WINDOW_CHUNKS_MAX)
         try:
             removed += map(self.chunks.pop, chunk_ids)
         except KeyError as unknown:
@@ -54,11 +53,19 @@ class SendWindow:
         self.bytes -= sum([chunk.payload_bytes * count for chunk, count in counted])
         return counted
 
-    def clear(self) -> list[int]:
-        """Remove all chunks, as the connection is lost; return them."""
+    def clear(self, *, is_in_order: bool) -> list[int]:
+        """Remove all chunks, as the connection is lost; return them.
+
+        Something on the path may end each connection after so many bytes, or seconds, and a whole window may be more
+        than that: none of it would ever be answered. So the next connection begins with one chunk, and has as many more
+        under way as were answered over it. Not where the receiver passes chunks on `is_in_order`: the answer to that
+        one chunk might wait for another one, for which no connection has room.
+        """
         chunk_ids = list(self.chunks)
         if chunk_ids:
-            self.cuts, self._answered = self.cuts + 1, 0
+            self.cuts += 1
+            if not is_in_order:
+                self._most_chunks = 1
         self.chunks.clear()
         self.bytes = 0
         return chunk_ids
@@ -69,21 +76,13 @@ class SendWindow:
 
         The acknowledgements of all these chunks fit into the kernel's buffers. So the receiver never blocks when it
         writes them, and both ends never block in a write at the same time.
-
-        Where a connection was lost, something on the path may end each one after so many bytes, or seconds, and a whole
-        window may be more than that: none of it would ever be answered. So the next connection begins with one chunk,
-        and has at most one more under way than were answered over it.
         """
-        if len(self.chunks) > self._answered:
-            return True
-        if len(self.chunks) < limits.WINDOW_CHUNKS_MIN:
-            return False
-        return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self.bytes >= self._max_bytes
+        return self.room <= 0 or (len(self.chunks) >= limits.WINDOW_CHUNKS_MIN and self.bytes >= self._max_bytes)
 
     @property
     def room(self) -> int:
         """How many more chunks may be sent, however small they are."""
-        return limits.WINDOW_CHUNKS_MAX - len(self.chunks)
+        return self._most_chunks - len(self.chunks)
 
     def grow(self, channel: Channel) -> None:
         """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""

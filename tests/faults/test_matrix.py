@@ -208,6 +208,20 @@ def test_connections_that_end_before_a_window_is_answered(pair: Pair, seed: int)
     check_arrived(pair, file)
 
 
+def test_a_chunk_of_a_connection_that_never_lasts_is_passed_on_in_order(pair: Pair, seed: int) -> None:
+    """An output takes that chunk first, and answers no other one before: the other connection has room for both."""
+    file = pair.file("f", 2 * MIB, seed)
+    plan = [Reset(on="data 0", at=CHUNK_SIZE // 2, nth=None), Reset(on="data 1", at=3 * CHUNK_SIZE // 2)]
+    with (pair.destination / file.name).open("wb") as output:
+        to = ("--listen", f"127.0.0.1:{pair.port()}", "--output-file", "-")
+        receiver = pair.start("receiver", "--once", "--anonymous", *to, stdout=output)
+        with Proxy(pair.address(receiver), plan) as proxy:
+            flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", PATIENT)
+            pair.sender(file, proxy.address, *flags).succeeds()
+        assert receiver.wait() == 0
+    check_arrived(pair, file)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["file", "pipe"])
 def test_connections_that_end_before_a_chunk_is_over(pair: Pair, seed: int, way: str) -> None:
@@ -253,10 +267,10 @@ def test_what_comes_again_is_counted_once(pair: Pair, seed: int, way: str) -> No
             pair.file(f"small-{number}", 20_000 + number, seed)
         source, size = pair.source, size + sum(20_000 + number for number in range(100))
     plan = [
-        Reset(on="data 1", at=SIZE // 8),
-        Stall(on="data 1", direction="down", at=OPENED_BYTES, seconds=HANG),
+        Cut(on="data 0", at=SIZE // 8),
+        Stall(on="data 0", direction="down", at=OPENED_BYTES, seconds=HANG),
     ]
-    flags = (*STEADY, "--chunk-size", "16KiB") if way == "runs" else STEADY
+    flags = ("--connections", 1, "--chunk-size", "16KiB" if way == "runs" else CHUNK_SIZE)
     with (pair.logs / "output").open("wb") as output:
         if way == "output":
             to = ("--listen", f"127.0.0.1:{pair.port()}", "--output-file", "-")

@@ -191,7 +191,7 @@ def test_a_connection_that_owes_an_answer_is_not_starved(host: Host) -> None:
         assert waits(connection)
         late = connection.channel.heard_at + 2 * limits.HEARTBEAT_SECONDS
         output: Any = Waiting()
-        connection._acknowledge_later(output, 0, _Received(range(7, 8), 100, 0.0))
+        connection._acknowledge_later(output, 0, _Received(range(7, 8), 0.0, 1, 100))
         assert host.connection_set.starved(late) == []
         output.passed_on.pop()()
         assert host.connection_set.starved(late) == [0]
