@@ -203,7 +203,7 @@ def test_connections_that_end_before_a_window_is_answered(pair: Pair, seed: int)
         Stall(on="data *", direction="down", at=OPENED_BYTES, seconds=0.3, nth=None),
     ]
     with Proxy(pair.address(receiver), plan) as proxy:
-        flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", PATIENT)
+        flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", HANG)
         pair.sender(file, proxy.address, *flags).succeeds()
     check_arrived(pair, file)
 
@@ -216,7 +216,7 @@ def test_a_chunk_of_a_connection_that_never_lasts_is_passed_on_in_order(pair: Pa
         to = ("--listen", f"127.0.0.1:{pair.port()}", "--output-file", "-")
         receiver = pair.start("receiver", "--once", "--anonymous", *to, stdout=output)
         with Proxy(pair.address(receiver), plan) as proxy:
-            flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", PATIENT)
+            flags = ("--connections", 2, "--chunk-size", CHUNK_SIZE, "--give-up-after", HANG)
             pair.sender(file, proxy.address, *flags).succeeds()
         assert receiver.wait() == 0
     check_arrived(pair, file)
