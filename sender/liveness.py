@@ -194,12 +194,12 @@ class Liveness:
 
     def _advice(self) -> str:
         """Return what the user is to do after a transfer that has made no progress."""
-        is_pipe, chunk_size = self._manifest.stream is not None, self._manifest.chunk_size
-        # Connections are also lost where large packets are, or all of them: smaller chunks are no remedy for that.
-        is_path_good = self._peer.is_heard() and not self._path_mtu.suspicion
-        if is_path_good and self._connections.is_cut_short and chunk_size > SMALL_CHUNK_BYTES:
+        chunk_size = self._manifest.chunk_size
+        # Connections are also lost where large packets are, or all of them: smaller chunks are no remedy for that. Nor
+        # are they for an output, whose connections have a whole window under way.
+        may_help = self._peer.is_heard() and not self._path_mtu.suspicion and not self._queue.is_in_order
+        if may_help and self._connections.is_cut_short and chunk_size > SMALL_CHUNK_BYTES:
             smaller = max(chunk_size // SMALLER, SMALL_CHUNK_BYTES) // limits.KIB
             cause = f"no connection lasted for a chunk of {format_size(chunk_size)}"
-            again = "run the pipe again" if is_pipe else "run the command again"
-            return f"{cause}: {again} with a smaller one, such as --chunk-size {smaller}KiB"
-        return "run the pipe again" if is_pipe else "run the same command again to resume"
+            return f"{cause}: run the command again with a smaller one, such as --chunk-size {smaller}KiB"
+        return "run the pipe again" if self._manifest.stream is not None else "run the same command again to resume"

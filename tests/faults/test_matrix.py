@@ -223,22 +223,15 @@ def test_a_chunk_of_a_connection_that_never_lasts_is_passed_on_in_order(pair: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["file", "pipe"])
-def test_connections_that_end_before_a_chunk_is_over(pair: Pair, seed: int, way: str) -> None:
+def test_connections_that_end_before_a_chunk_is_over(pair: Pair, seed: int) -> None:
     """They take none of it. The error says what does, a smaller chunk size, and with that it gets through."""
     file = pair.file("f", 3 * MIB, seed)
     receiver = pair.receiver()
     with Proxy(pair.address(receiver), [Reset(on="data *", at=600 * 1024, nth=None)]) as proxy:
-
-        def send(*flags: object) -> Service:
-            what = (file,) if way == "file" else ("-", "--as", file.name)
-            with file.open("rb") as stdin:
-                return pair.start("sender", *what, "--to", proxy.address, *flags, stdin=stdin)
-
-        error = send("--give-up-after", PATIENT).fails(1, "timeout")
+        error = pair.sender(file, proxy.address, "--give-up-after", PATIENT).fails(1, "timeout")
         cause, _, chunk_size = error.rpartition(" with a smaller one, such as --chunk-size ")
         assert "no connection lasted for a chunk" in cause
-        send("--chunk-size", chunk_size).succeeds()
+        pair.sender(file, proxy.address, "--chunk-size", chunk_size).succeeds()
     check_arrived(pair, file)
 
 
