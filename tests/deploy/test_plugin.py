@@ -51,8 +51,9 @@ from tests.support.kubernetes import (
     role_of,
     selectors_of,
 )
-from tests.support.prometheus import program, wait_for
+from tests.support.prometheus import wait_for
 from tests.support.services import HANG, held_port
+from tests.support.terminal import ENDED, terminals
 
 PLUGIN: Final = TOP / "kubectl-filestreamer"
 TOKEN: Final = "t" * 64
@@ -850,21 +851,15 @@ def test_progress_in_a_narrow_terminal_leaves_nothing_behind(run: Running) -> No
     run.cluster.adopt(rendered("copy", "a/data", "b/data"))
     environment = _environment(run.home, **run.variables)
     command = ["env", *(f"{name}={value}" for name, value in environment.items()), "sh", str(PLUGIN)]
-    script = f"{shlex.join([*command, 'copy', 'a/data', 'b/data'])}; echo ENDED; cat"
-    tmux = [program("tmux"), "-S", str(run.home / "tmux"), "-f", "/dev/null"]
-
-    def shown() -> str:
-        done = subprocess.run([*tmux, "capture-pane", "-p", "-t", "x"], check=True, capture_output=True, text=True)
-        return done.stdout
+    (run.home / "script").write_text(shlex.join([*command, "copy", "a/data", "b/data"]))
 
     with ExitStack() as stack:
         run.serve(stack)
-        (run.home / "script").write_text(script)
-        subprocess.run(
-            [*tmux, "new-session", "-d", "-s", "x", "-x", "30", "-y", "50", "sh", str(run.home / "script")], check=True
-        )
-        stack.callback(subprocess.run, [*tmux, "kill-server"], check=True)
-        text = wait_for(lambda: text if "ENDED" in (text := shown()) else "", "the end")
+        terminal = stack.enter_context(terminals())
+        terminal.open("pane", columns=30, lines=50)
+        terminal.type("pane", "sh", run.home / "script")
+        wait_for(lambda: any(map(ENDED.match, terminal.shows("pane"))), "the end")
+        text = "\n".join(terminal.shows("pane"))
 
     assert "a/data -> b/data: complete: 2" in text
     assert "1.0 MiB of 3.0 MiB" not in text
@@ -880,13 +875,19 @@ def endless(run: Running) -> Running:
     return run
 
 
-def _interrupt(run: Running, number: int, *arguments: str) -> Done:
-    """Send a signal to the plugin, and what it started, while a copy is under way."""
+def _begin_to_move(run: Running, *arguments: str) -> subprocess.Popen[str]:
+    """Start the plugin where a copy is under way; return when it asks how much has moved."""
     run.cluster.adopt(rendered("copy", "a/data", "b/data", *arguments))
-    run.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
     moves = threading.Event()
+    run.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
     process = run.start("copy", "a/data", "b/data", *arguments)
     assert moves.wait(HANG)
+    return process
+
+
+def _interrupt(run: Running, number: int, *arguments: str) -> Done:
+    """Send a signal to the plugin, and what it started, while a copy is under way."""
+    process = _begin_to_move(run, *arguments)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=HANG)
     return Done(process.returncode, out, err)
@@ -932,11 +933,7 @@ def test_nothing_of_a_plugin_that_is_gone_goes_on(endless: Running, number: int)
     """Only its first process is ended; the others have its standard error until they end, too."""
     with ExitStack() as stack:
         endless.serve(stack)
-        endless.cluster.adopt(rendered("copy", "a/data", "b/data"))
-        moves = threading.Event()
-        endless.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
-        process = endless.start("copy", "a/data", "b/data")
-        assert moves.wait(HANG)
+        process = _begin_to_move(endless)
         os.kill(process.pid, number)
         process.wait(HANG)
 
@@ -979,19 +976,15 @@ def test_ctrl_c_once_more_ends_at_once(endless: Running, shell: str) -> None:
     endless.command[0] = shell
     with ExitStack() as stack:
         endless.serve(stack)
-        endless.cluster.adopt(rendered("copy", "a/data", "b/data"))
-        moves, is_over = threading.Event(), threading.Event()
+        is_over = threading.Event()
         stack.callback(is_over.set)
 
         def hold(request: Request) -> None:
-            if request.resource == "pods/log":
-                moves.set()
             if request.verb == "delete":
                 is_over.wait(HANG)
 
+        process = _begin_to_move(endless)
         endless.cluster.on_request = hold
-        process = endless.start("copy", "a/data", "b/data")
-        assert moves.wait(HANG)
         while process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
@@ -1057,13 +1050,9 @@ def test_who_begins_the_same_copy_at_the_same_moment_leaves_it_alone(run: Runnin
 
 
 def test_a_part_of_the_plugin_that_is_killed_does_not_hang_the_rest(endless: Running) -> None:
-    endless.cluster.adopt(rendered("copy", "a/data", "b/data"))
     with ExitStack() as stack:
         endless.serve(stack)
-        moves = threading.Event()
-        endless.cluster.on_request = lambda request: moves.set() if request.resource == "pods/log" else None
-        process = endless.start("copy", "a/data", "b/data")
-        assert moves.wait(HANG)
+        process = _begin_to_move(endless)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in children:
             with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended meanwhile
