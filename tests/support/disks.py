@@ -16,6 +16,13 @@ MIB = 1 << 20
 MEMORY = Path("/dev/shm")
 
 
+def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have fsync do nothing from now on; return the paths that it is called for, in order, as a list that grows."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    return synced
+
+
 @contextlib.contextmanager
 def disk(mount_point: Path, size_bytes: int) -> Iterator[Path]:
     """Mount a tmpfs of this size, empty, for the length of the block. Skips the test where that is not allowed."""

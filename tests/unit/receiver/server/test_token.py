@@ -12,6 +12,7 @@ from receiver.disk.destination import Destination
 from receiver.pipe.standard_output import Stdout
 from receiver.server import token
 from receiver.settings import ReceiverSettings
+from tests.support.disks import record_syncs
 
 GIVEN = "a token of the tests"
 
@@ -125,8 +126,7 @@ def test_a_made_token_is_durable_before_its_user_sees_it(
     destination: Destination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its senders know no other one: after a power failure it has to be there, with the directory that it is in."""
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced = record_syncs(monkeypatch)
     choose(destination, "0.0.0.0")
     at = destination.path
     assert synced == [f"{at}/.filestreamer/token", f"{at}/.filestreamer", at]

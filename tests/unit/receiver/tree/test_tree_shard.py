@@ -22,7 +22,7 @@ from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.ledger import Claims
 from receiver.tree import large_files
 from receiver.tree.commit import committer, traits, tree_staging
-from tests.support.disks import disk
+from tests.support.disks import disk, record_syncs
 from tests.support.peer import TreeSample
 from tests.support.services import HANG
 from tests.support.tree_receiver import MTIME, C, TreeTransfer, fail_to_sync, failure, sample, staged
@@ -385,9 +385,8 @@ def test_a_share_is_durable_with_its_names_where_no_sync_reaches_all(
     tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also below the destination, where the staging of what is mounted there is: its sender exits 0 and is done."""
-    synced: list[str] = []
     monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced = record_syncs(monkeypatch)
     with disk(tmp_path / "t", 1 << 20):
         first = shard_of(0)
         comes_and_goes(first)
@@ -401,12 +400,11 @@ def test_a_share_that_a_killed_receiver_has_sealed_is_durable_with_the_next_comp
     tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had not synced the seal, and the share is accepted unread."""
-    synced: list[str] = []
     monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    record_syncs(monkeypatch)
     comes_and_goes(shard_of(0))
     (ledger,) = (tmp_path / ".filestreamer").glob("*.ledger")
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced = record_syncs(monkeypatch)
     again = shard_of(0)
     again.sample.unchecked = {1}
     again.offer()

@@ -10,6 +10,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk.destination import Destination
 from receiver.disk.staging.receipt import Receipt
 from receiver.disk.staging.sweep import discard_older_than
+from tests.support.disks import record_syncs
 
 RESULT: dict[str, Any] = {"status": "complete", "files": 3}
 
@@ -42,8 +43,7 @@ def test_a_receipt_is_durable_with_the_directory_that_it_is_in(
     destination: Destination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transfer that is complete has removed that directory: the receipt makes it anew."""
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced = record_syncs(monkeypatch)
     Receipt(destination, "uid-1", "photos").keep(RESULT)
     assert synced[1:] == [f"{destination.path}/.filestreamer", destination.path]
 

@@ -17,7 +17,7 @@ from receiver.disk.staging import closed_staging
 from receiver.disk.staging.sweep import discard_older_than, give_back_space, places_below
 from receiver.tree.commit import committer
 from receiver.tree.commit.places import Places
-from tests.support.disks import disk, fill, mounted
+from tests.support.disks import disk, fill, mounted, record_syncs
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import MTIME, TransferOf, failure, sample, sample_of
 
@@ -311,13 +311,12 @@ def test_what_a_killed_receiver_has_not_synced_is_synced_by_the_next_run(
     tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had made directories, and put files in place: all that is there, and nobody else would sync their names."""
-    synced: list[str] = []
     monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    record_syncs(monkeypatch)
     tree = sample()
     tree.add(b"t/f", b"content")
     transfer_of(tree).move()
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    synced = record_syncs(monkeypatch)
     tree.unchecked = {1}
     transfer = transfer_of(tree)
     transfer.offer()
