@@ -14,13 +14,11 @@ With --tokens, each user has a token (`receiver.server.users`), and none is chos
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from filestreamer.settings import own_token, renewed, values
-from filestreamer.settings.own_token import is_loopback
-from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
+from filestreamer.settings.own_token import is_loopback, token_in
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from receiver.disk.destination import Destination
 from receiver.disk.filesystem.sync import sync_directory
@@ -139,13 +137,7 @@ def _read(staging: int) -> str | None:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=staging)
     except FileNotFoundError:
         return None
-    with open(fd, encoding="ascii", errors="replace") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            return None
-        token = file.read(4096).strip()
-    # What a power failure has made of one may be zeros, which anybody could guess.
-    return token if len(token) >= TOKEN_CHARACTERS_MIN and token.isprintable() else None
+    return token_in(fd)
 
 
 def _make(staging: int) -> str:

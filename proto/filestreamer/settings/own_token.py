@@ -146,6 +146,14 @@ def _read(directory: int) -> str | None:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=directory)
     except OSError:  # missing, or not a file: a symbolic link fails by O_NOFOLLOW
         return None
+    return token_in(fd)
+
+
+def token_in(fd: int) -> str | None:
+    """Return the token in an open file, which is closed; None where it holds none, or others may know it.
+
+    Raises OSError.
+    """
     with open(fd, encoding="ascii", errors="replace") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
